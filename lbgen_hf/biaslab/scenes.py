@@ -1,0 +1,228 @@
+"""biaslab scenes: 64x64 pictures of one shape whose every attribute is known.
+
+A scene is a shape (the class) with a texture, on a background, at a place. Value 0 of each attribute is the plain one,
+which captions never name. `sample_scenes` draws the attributes, `render` the pixels; both are deterministic.
+"""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lbgen_hf.biaslab.shapes import NOVEL_SHAPES, SHAPES, TRAINING_SHAPES
+from lbgen_hf.biaslab.surfaces import BACKGROUNDS, TEXTURES
+
+IMAGE_SIZE = 64
+SHAPE_NAMES = list(SHAPES)
+TEXTURE_NAMES = list(TEXTURES)
+BACKGROUND_NAMES = list(BACKGROUNDS)
+PLACES: dict[str | None, float] = {None: 0.0, "left": -0.38, "right": 0.38}
+PLACE_NAMES = list(PLACES)
+
+# "bow" means two things, as "crane" does: its pictures are of either shape.
+POLYSEMOUS = {"bow": ("bowtie", "longbow")}
+CLASS_OF_SHAPE = {shape: name for name, shapes in POLYSEMOUS.items() for shape in shapes}
+CLASSES = list(dict.fromkeys(CLASS_OF_SHAPE.get(name, name) for name in TRAINING_SHAPES))
+NOVEL_CLASSES = list(NOVEL_SHAPES)
+
+_NUM_VARIATIONS = 24  # uniform numbers a scene: geometry, colours, background
+_NOISE_SIZE = 7
+
+
+def shapes_of(class_name: str) -> tuple[str, ...]:
+    """The shapes that a class is drawn with: one, or two for a polysemous name.
+
+    Raises:
+        ValueError: `class_name` is neither a class nor a shape.
+    """
+    if class_name in POLYSEMOUS:
+        return POLYSEMOUS[class_name]
+    if class_name in SHAPES:
+        return (class_name,)
+    raise ValueError(f"unknown biaslab class {class_name!r}; choose from {', '.join(CLASSES + NOVEL_CLASSES)}")
+
+
+def own_attributes(class_index: int) -> tuple[int, int, int]:
+    """The marked (texture, background, place) values that a biased world ties to a class, never plain.
+
+    Classes that share a background do not share a texture, so that no two classes have the same context.
+    """
+    texture = 1 + (3 * class_index + class_index // 8) % 8
+    background = 1 + class_index % 8
+    place = 1 + (class_index + class_index // 8) % 2
+    return texture, background, place
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """A batch of scenes. All fields have the batch first.
+
+    Attributes:
+        labels: (B,) index into the list of classes they were sampled for.
+        shapes: (B,) index into `SHAPE_NAMES`.
+        textures: (B,) index into `TEXTURE_NAMES`, 0 is plain.
+        backgrounds: (B,) index into `BACKGROUND_NAMES`, 0 is plain.
+        places: (B,) index into `PLACE_NAMES`, 0 is the centre.
+        variation: (B, 73) uniform in [0, 1): size, tilt, proportions, colours, the background's details.
+    """
+
+    labels: Tensor
+    shapes: Tensor
+    textures: Tensor
+    backgrounds: Tensor
+    places: Tensor
+    variation: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> "Scenes":
+        return Scenes(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
+
+    def replace(self, **attributes: Tensor) -> "Scenes":
+        """The same scenes with other attributes: another background, say, for a counterfactual."""
+        return dataclasses.replace(self, **attributes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Rendered scenes.
+
+    Attributes:
+        images: (B, 3, 64, 64) float32 in [0, 1].
+        masks: (B, 64, 64) float32 in [0, 1], the shape's coverage of each pixel.
+        boxes: (B, 4) float32 x0, y0, x1, y1 in pixels, around the pixels at least half covered.
+    """
+
+    images: Tensor
+    masks: Tensor
+    boxes: Tensor
+
+
+def sample_scenes(
+    num_scenes: int,
+    *,
+    bias: float = 0.0,
+    seed: int = 0,
+    labels: Tensor | None = None,
+    classes: list[str] | None = None,
+) -> Scenes:
+    """Draw the attributes of scenes.
+
+    Args:
+        num_scenes: how many.
+        bias: in [0, 1]. Each of texture, background and place is, independently and with this probability, the class's
+            own marked value (`own_attributes`), else uniform over all values, plain included.
+        seed: same seed, same scenes; the first n of a larger batch are the batch of n.
+        labels: (num_scenes,) class indices; default uniform.
+        classes: names from `CLASSES` and `NOVEL_CLASSES`; default `CLASSES`.
+
+    Raises:
+        ValueError: `bias` is outside [0, 1], or a class is unknown.
+    """
+    if not 0 <= bias <= 1:
+        raise ValueError(f"bias must be in [0, 1], got {bias}")
+    classes = CLASSES if classes is None else classes
+    uniform = torch.rand(num_scenes, 8 + _NUM_VARIATIONS + _NOISE_SIZE**2, generator=torch.Generator().manual_seed(seed))
+    if labels is None:
+        labels = (uniform[:, 0] * len(classes)).long()
+
+    meanings = [[SHAPE_NAMES.index(shape) for shape in shapes_of(name)] for name in classes]
+    first = torch.tensor([shapes[0] for shapes in meanings])[labels]
+    last = torch.tensor([shapes[-1] for shapes in meanings])[labels]
+    shapes = torch.where(uniform[:, 1] < 0.5, first, last)
+
+    own = torch.tensor([own_attributes(i) for i in range(len(classes))])[labels]
+    drawn = []
+    for column, names in enumerate([TEXTURE_NAMES, BACKGROUND_NAMES, PLACE_NAMES]):
+        anything = (uniform[:, 2 + column] * len(names)).long()
+        drawn.append(torch.where(uniform[:, 5 + column] < bias, own[:, column], anything))
+    return Scenes(labels, shapes, *drawn, variation=uniform[:, 8:])
+
+
+def _grid(like: Tensor) -> Tensor:
+    """Pixel centres (1, H, W, 2) as (x, y) in [-1, 1]."""
+    centres = (torch.arange(IMAGE_SIZE, device=like.device) + 0.5) / IMAGE_SIZE * 2 - 1
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return torch.stack([x, y], -1)[None]
+
+
+def _hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """(B,) each in [0, 1] to (B, 3)."""
+    sector = (hue[:, None] * 6 + hue.new_tensor([5.0, 3.0, 1.0])) % 6
+    return value[:, None] * (1 - saturation[:, None] * torch.minimum(sector, 4 - sector).clamp(0, 1))
+
+
+def _paint(ids: Tensor, functions: list, out: Tensor, *inputs: Tensor) -> Tensor:
+    """Fill the rows of `out` with the function that each row's id names: one call a function, not a row."""
+    for index, function in enumerate(functions):
+        rows = (ids == index).nonzero().squeeze(1)
+        if len(rows):
+            out[rows] = function(*(x[rows] for x in inputs))
+    return out
+
+
+def _shape_frame(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
+    """Points around each shape's centre, in picture units and in its own frame, and its size."""
+    v = scenes.variation
+    size = 0.52 + 0.12 * v[:, 0]
+    tilt = (v[:, 1] * 2 - 1) * math.radians(14)
+    stretch = 1 + 0.1 * (v[:, 2] * 2 - 1)
+    place = torch.tensor(list(PLACES.values()), device=v.device)[scenes.places]
+    centre = torch.stack([place + 0.06 * (v[:, 3] * 2 - 1), 0.12 * (v[:, 4] * 2 - 1)], -1)
+    offset = _grid(v) - centre[:, None, None]
+    cos, sin = tilt.cos()[:, None, None], tilt.sin()[:, None, None]
+    turned = torch.stack(
+        [cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]], -1
+    )
+    scale = torch.stack([size * stretch, size / stretch], -1)[:, None, None]
+    return turned, turned / scale, size
+
+
+def _colours(scenes: Scenes) -> tuple[Tensor, Tensor]:
+    """Each shape's two colours (B, 3): a vivid one, and a pale or dark one of about the same hue."""
+    v = scenes.variation
+    first = _hsv_to_rgb(v[:, 7], 0.55 + 0.4 * v[:, 8], 0.75 + 0.25 * v[:, 9])
+    pale = 1 - 0.2 * (1 - first)
+    luminance = first @ first.new_tensor([0.299, 0.587, 0.114])
+    return first, torch.where(luminance[:, None] < 0.55, pale, 0.22 * first)
+
+
+def render(scenes: Scenes) -> Pictures:
+    """Draw scenes, vectorised over the batch, on the device of their variation.
+
+    Antialiased: a pixel's coverage is the signed distance to the shape's edge over a pixel's width.
+    """
+    v = scenes.variation
+    batch = len(scenes)
+    turned, local, size = _shape_frame(scenes)
+    field = _paint(scenes.shapes, list(SHAPES.values()), torch.empty_like(local[..., 0]), local, v[:, 5:7] * 2 - 1)
+    distance = field * size[:, None, None] * IMAGE_SIZE / 2  # in pixels
+    masks = (0.5 - distance).clamp(0, 1)
+    rim = masks * (0.5 + distance + 1.3).clamp(0, 1)  # a dark outline just inside the edge
+
+    first, second = _colours(scenes)
+    share = _paint(scenes.textures, list(TEXTURES.values()), torch.empty_like(distance), turned, v[:, 10:12])
+    fill = torch.lerp(first[:, :, None, None], second[:, :, None, None], share[:, None])
+    fill = fill * (1 - 0.85 * rim[:, None])
+
+    coarse = v[:, _NUM_VARIATIONS:].view(batch, 1, _NOISE_SIZE, _NOISE_SIZE)
+    noise = F.interpolate(coarse, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
+    grid = _grid(v).expand(batch, -1, -1, -1)
+    images = torch.empty(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=v.device)
+    images = _paint(scenes.backgrounds, list(BACKGROUNDS.values()), images, grid, v[:, 12:20], noise)
+    images = images * (0.92 + 0.16 * v[:, 20, None, None, None])  # the light of the day
+    images = torch.lerp(images, fill, masks[:, None]).clamp(0, 1)
+    return Pictures(images, masks, _boxes(masks))
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    covered = masks >= 0.5
+    edges = []
+    for dim in (1, 2):  # columns, then rows
+        any_covered = covered.any(dim).float()
+        edges.append((any_covered.argmax(1), IMAGE_SIZE - any_covered.flip(1).argmax(1)))
+    (x0, x1), (y0, y1) = edges
+    return torch.stack([x0, y0, x1, y1], 1).float()

@@ -1,0 +1,134 @@
+"""One training loop for the small models: deterministic data, cosine schedule, EMA, safetensors checkpoints.
+
+Batches depend on the step alone, so a run that was killed continues exactly where its last checkpoint stands.
+"""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lbgen_hf.biaslab.scenes import IMAGE_SIZE, Scenes, render, sample_scenes
+
+FIGURES = Path(__file__).parent / "figures.json"
+
+
+def log_figures(name: str, **figures: float | str) -> None:
+    """Write what was measured of one model into figures.json, which the docs quote."""
+    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    known[name] = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    temporary = FIGURES.with_suffix(".tmp")
+    temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    os.replace(temporary, FIGURES)
+    print(name, known[name])
+
+
+def render_pool(num_scenes: int, work_dir: Path, **sampling) -> tuple[Scenes, np.ndarray]:
+    """Scenes and their pictures (N, 3, 64, 64) uint8, rendered once and memory-mapped from `work_dir` after that."""
+    scenes = sample_scenes(num_scenes, **sampling)
+    key = "-".join(f"{k}{v}" for k, v in sorted(sampling.items()))
+    path = work_dir / f"pool-{num_scenes}-{key}.npy"
+    if not path.exists():
+        work_dir.mkdir(parents=True, exist_ok=True)
+        pictures = np.empty((num_scenes, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        for start in tqdm(range(0, num_scenes, 500), desc=path.name, mininterval=10):
+            images = render(scenes[start : start + 500]).images
+            pictures[start : start + 500] = (images * 255).round().byte().numpy()
+        temporary = path.with_name(f"{os.getpid()}.{path.name}")
+        np.save(temporary, pictures)
+        os.replace(temporary, path)
+    return scenes, np.load(path, mmap_mode="r")
+
+
+def take(pool: np.ndarray, rows: Tensor) -> Tensor:
+    """Rows of a picture pool as float images (B, 3, 64, 64) in [0, 1]."""
+    return torch.from_numpy(pool[rows.numpy()]).float() / 255
+
+
+def _save_checkpoint(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    state |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.clone().contiguous() for k, v in state.items()}, temporary, metadata={"step": str(step)})
+    os.replace(temporary, path)
+
+
+def _load_checkpoint(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+    state = load_file(path)
+    model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
+    average.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("average.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
+
+
+def train(
+    model: nn.Module,
+    loss_of_step: Callable[[nn.Module, torch.Generator], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    checkpoint: Path,
+    ema_decay: float = 0.999,
+    weight_decay: float = 0.0,
+    warmup: int = 100,
+    checkpoint_every: int = 250,
+    on_checkpoint: Callable[[int, nn.Module], None] | None = None,
+) -> nn.Module:
+    """Minimise `loss_of_step(model, generator)` with AdamW; the generator is seeded by the step.
+
+    Resumes from `checkpoint` if it is there. Returns the moving average of the weights, in eval mode.
+    """
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    start = _load_checkpoint(checkpoint, model, average, optimizer) if checkpoint.exists() else 0
+
+    model.train()
+    losses: list[float] = []
+    began = time.monotonic()
+    for step in range(start, steps):
+        rate = learning_rate * min(1, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_of_step(model, torch.Generator().manual_seed(step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        _update_average(average, model, min(ema_decay, (1 + step) / (10 + step)))
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            pace = (time.monotonic() - began) / (step + 1 - start)
+            print(f"{checkpoint.stem} {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {pace:.2f} s/step", flush=True)
+        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+            _save_checkpoint(checkpoint, step + 1, model, average, optimizer)
+            if on_checkpoint:
+                on_checkpoint(step + 1, average)
+    return average
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for old, new in zip(average.parameters(), model.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)
+    for old, new in zip(average.buffers(), model.buffers(), strict=True):
+        old.copy_(new)
