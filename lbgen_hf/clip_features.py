@@ -1,0 +1,121 @@
+"""open_clip as a frozen feature extractor that gradients pass through: images and texts to one space."""
+
+import difflib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lbgen_hf.errors import UserError
+
+
+def preprocess(images: Tensor, config: dict) -> Tensor:
+    """open_clip's evaluation transform as a differentiable function of a batch, without a clamp.
+
+    Args:
+        images: (B, 3, H, W) in about [0, 1].
+        config: open_clip's `preprocess_cfg`: size, mean, std, resize_mode "shortest" or "squash".
+
+    Returns:
+        (B, 3, h, w), resized with antialiased bicubic interpolation, cropped at the centre, normalised.
+
+    Raises:
+        UserError: a resize mode that pads.
+    """
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if config["resize_mode"] == "shortest":
+        scale = max(height / images.shape[-2], width / images.shape[-1])
+        resized = max(height, int(images.shape[-2] * scale)), max(width, int(images.shape[-1] * scale))
+    elif config["resize_mode"] == "squash":
+        resized = height, width
+    else:
+        raise UserError(f"CLIP models with resize mode {config['resize_mode']!r} are not supported, use one that crops")
+    if resized != images.shape[-2:]:
+        images = F.interpolate(images, resized, mode=config["interpolation"], antialias=True, align_corners=False)
+    top, left = round((resized[0] - height) / 2), round((resized[1] - width) / 2)
+    images = images[..., top : top + height, left : left + width]
+    mean, std = (images.new_tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    return (images - mean) / std
+
+
+class ClipFeatures(nn.Module):
+    """A frozen CLIP model: `image_features(images)` and `text_features(texts)`, both L2-normalised, (B, feature_dim).
+
+    Args:
+        model: an open_clip model; its weights are frozen in place.
+        tokenizer: texts to token ids (B, L).
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor]):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._preprocess_config = open_clip.get_model_preprocess_cfg(model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "ViT-L-14",
+        weights: str | None = "openai",
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "ClipFeatures":
+        """Load an open_clip model.
+
+        Args:
+            model: an open_clip architecture, or `hf-hub:owner/name`, `local-dir:folder`, or a folder: these three hold
+                their own weights.
+            weights: a pretrained tag of the architecture, or a file.
+            device: where to put it.
+            dtype: of the weights; resizing runs in the images' own precision.
+
+        Raises:
+            UserError: unknown model or tag, or weights that cannot be found or fetched.
+        """
+        name = f"local-dir:{model}" if Path(model).is_dir() else str(model)
+        own_weights = name.startswith(("local-dir:", "hf-hub:"))
+        if not own_weights and name not in open_clip.list_models():
+            near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+            raise UserError(f"unknown CLIP model {name!r}; close names: {', '.join(near) or 'none'}")
+        if not own_weights and not weights:
+            raise UserError(f"CLIP model {name!r} needs weights: a tag such as 'openai', or a file")
+        # OpenAI's weights were trained with QuickGELU, which the plain architecture's name does not say.
+        tag = {} if own_weights else open_clip.get_pretrained_cfg(name, weights)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+                loaded = open_clip.create_model(
+                    name,
+                    pretrained=None if own_weights else weights,
+                    force_quick_gelu=bool(tag.get("quick_gelu")),
+                    require_pretrained=True,
+                )
+        except (RuntimeError, FileNotFoundError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"cannot load CLIP model {name!r} with weights {weights!r}: {reason}") from error
+        return cls(loaded, open_clip.get_tokenizer(name)).to(device=device, dtype=dtype)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.text_features([""]).shape[-1]
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.model.logit_scale
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Features (B, feature_dim) of images (B, 3, H, W) in [0, 1]; gradients reach every pixel, outside too."""
+        pixels = preprocess(images, self._preprocess_config)
+        return F.normalize(self.model.encode_image(pixels.to(self._weight.dtype)), dim=-1)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Features (B, feature_dim) of texts."""
+        tokens = self.tokenizer(list(texts)).to(self._weight.device)
+        return F.normalize(self.model.encode_text(tokens), dim=-1)
