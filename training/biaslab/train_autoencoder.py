@@ -2,8 +2,8 @@
 
     python training/biaslab/train_autoencoder.py --output_dir work/models
 
-An `AutoencoderTiny` without norms, so that its decoder is cheap to draw with and to back-propagate through. A little
-noise on the latents in training keeps the decoder smooth around what the diffusion model will draw.
+Narrow at full resolution, where convolutions cost most. A little noise on the latents in training, with a bound on
+their size, stands for the KL term: it keeps the decoder smooth around what the diffusion model will draw.
 """
 
 import argparse
@@ -11,20 +11,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL
 from torch import Tensor
 from trainer import log_figures, render_pool, take, train
 
-LATENT_CHANNELS = 12
+LATENT_CHANNELS = 16
 
 
-def make_autoencoder() -> AutoencoderTiny:
-    return AutoencoderTiny(
-        encoder_block_out_channels=(32,) * 4,
-        decoder_block_out_channels=(32,) * 4,
+def make_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        num_encoder_blocks=(1, 1, 2, 2),
-        num_decoder_blocks=(3, 2, 1, 1),
+        norm_num_groups=8,
+        mid_block_add_attention=False,
     )
 
 
@@ -38,32 +40,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=2400)
-    parser.add_argument("--train_batch_size", type=int, default=32)
+    parser.add_argument("--max_train_steps", type=int, default=3000)
+    parser.add_argument("--train_batch_size", type=int, default=12)
     args = parser.parse_args()
     torch.manual_seed(0)
     _, pool = render_pool(30_000, args.work_dir, seed=1)
 
-    def loss_of_step(autoencoder: AutoencoderTiny, generator: torch.Generator) -> Tensor:
+    def loss_of_step(autoencoder: AutoencoderKL, generator: torch.Generator) -> Tensor:
         images = take(pool, torch.randint(len(pool), (args.train_batch_size,), generator=generator)) * 2 - 1
-        latents = autoencoder.encode(images).latents
-        noisy = latents + 0.1 * torch.randn(latents.shape, generator=generator)
+        latents = autoencoder.encode(images).latent_dist.mode()
+        noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator)
         decoded = autoencoder.decode(noisy).sample
-        size = (latents.square() - 1).clamp(min=0).mean()  # stay where the decoder's tanh is nearly linear
-        return F.mse_loss(decoded, images) + 0.2 * F.l1_loss(decoded, images) + 0.01 * size
+        size = (latents.square() - 1).clamp(min=0).mean()
+        return F.mse_loss(decoded, images) + 0.01 * size
 
     autoencoder = train(
         make_autoencoder(),
         loss_of_step,
         steps=args.max_train_steps,
-        learning_rate=2e-3,
+        learning_rate=2.5e-3,
         checkpoint=args.work_dir / "autoencoder.safetensors",
+        ema_decay=0.99,
     )
 
     _, held_out = render_pool(1000, args.work_dir, seed=900_001)
     images = take(held_out, torch.arange(1000))
     with torch.no_grad():
-        latents = torch.cat([autoencoder.encode(x * 2 - 1).latents for x in images.split(100)])
+        latents = torch.cat([autoencoder.encode(x * 2 - 1).latent_dist.mode() for x in images.split(100)])
         decoded = torch.cat([autoencoder.decode(z).sample for z in latents.split(100)]) / 2 + 0.5
     autoencoder.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     autoencoder.half().save_pretrained(args.output_dir / "pipeline" / "vae")

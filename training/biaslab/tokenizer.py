@@ -1,0 +1,33 @@
+"""A CLIP tokenizer whose vocabulary is trimmed to the words of biaslab: each is one token, anything else falls to bytes."""
+
+import json
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+from lbgen_hf.biaslab.captions import vocabulary
+
+CONTEXT_LENGTH = 16
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """Byte-pair merges learned on the words alone. The end token has the highest id, as in CLIP, where pooling needs it."""
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+    )
+    learner.train_from_iterator(vocabulary(), trainer)
+
+    merges = [tuple(pair) for pair in _merges(learner)]
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=CONTEXT_LENGTH
+    )
+
+
+def _merges(learner: Tokenizer) -> list[list[str]]:
+    pairs = json.loads(learner.to_str())["model"]["merges"]
+    return [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]

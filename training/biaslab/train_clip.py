@@ -1,0 +1,136 @@
+"""Train lbgen-tiny's CLIP, in open_clip's format, on unbiased captioned scenes.
+
+    python training/biaslab/train_clip.py --output_dir work/models
+
+The image tower is convolutional (timm's `dla46_c`, which keeps the full resolution in its first layers).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizer import CONTEXT_LENGTH, make_tokenizer
+from torch import Tensor, nn
+from trainer import log_figures, render_pool, take, train
+
+from lbgen_hf.biaslab.captions import caption_scenes
+from lbgen_hf.biaslab.scenes import (
+    BACKGROUND_NAMES,
+    CLASSES,
+    IMAGE_SIZE,
+    PLACE_NAMES,
+    TEXTURE_NAMES,
+    Scenes,
+    sample_scenes,
+)
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def model_config(vocab_size: int) -> dict:
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {"timm_model_name": "dla46_c", "timm_pool": "avg", "timm_proj": "linear", "image_size": IMAGE_SIZE},
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": vocab_size,
+            "hf_tokenizer_name": "lbgen-tiny",  # any name: a local folder's own tokenizer is used
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+        },
+    }
+
+
+def normalize(images: Tensor) -> Tensor:
+    mean, std = images.new_tensor(MEAN), images.new_tensor(STD)
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def soften(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half the batches lose some sharpness, and all get a little noise: generated pictures are not pixel-exact."""
+    if torch.rand((), generator=generator) < 0.5:
+        images = F.interpolate(F.interpolate(images, scale_factor=0.7, mode="area"), IMAGE_SIZE, mode="bilinear")
+    return images + 0.03 * torch.randn(images.shape, generator=generator)
+
+
+@torch.no_grad()
+def zero_shot(clip: nn.Module, tokenizer, images: Tensor, names: list[str]) -> Tensor:
+    """Index (B,) of the name whose "photo of X" lies nearest to each image."""
+    text = clip.encode_text(tokenizer([f"photo of {name}" for name in names]), normalize=True)
+    features = torch.cat([clip.encode_image(normalize(x), normalize=True) for x in images.split(100)])
+    return (features @ text.T).argmax(1)
+
+
+def measure(clip: nn.Module, tokenizer, scenes: Scenes, images: Tensor) -> dict[str, float]:
+    """Zero-shot accuracy of class, and of each attribute over the scenes where it is marked."""
+    figures = {"class": (zero_shot(clip, tokenizer, images, CLASSES) == scenes.labels).float().mean().item()}
+    for name, values, truth in [
+        ("background", BACKGROUND_NAMES, scenes.backgrounds),
+        ("texture", TEXTURE_NAMES, scenes.textures),
+        ("place", PLACE_NAMES, scenes.places),
+    ]:
+        marked = truth > 0
+        guess = zero_shot(clip, tokenizer, images[marked], values[1:])
+        figures[name] = (guess + 1 == truth[marked]).float().mean().item()
+    return figures
+
+
+def save(clip: nn.Module, config: dict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    make_tokenizer().save_pretrained(folder)
+    preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n"
+    )
+    weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in clip.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--work_dir", type=Path, default=Path("work"))
+    parser.add_argument("--max_train_steps", type=int, default=1500)
+    parser.add_argument("--train_batch_size", type=int, default=96)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    scenes, pool = render_pool(30_000, args.work_dir, seed=1)
+    config = model_config(len(make_tokenizer()))
+    encode = make_tokenizer()
+
+    def tokenize(texts: list[str]) -> Tensor:
+        return encode(
+            texts, max_length=CONTEXT_LENGTH, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+
+    def loss_of_step(clip: nn.Module, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pool), (args.train_batch_size,), generator=generator)
+        captions = caption_scenes(scenes[rows], seed=generator.initial_seed())
+        image_features, text_features, scale = clip(normalize(soften(take(pool, rows), generator)), tokenize(captions))
+        logits = scale.clamp(max=50) * image_features @ text_features.T
+        own = torch.arange(len(rows))
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    test_scenes = sample_scenes(2000, seed=900_001)
+    test_images = take(render_pool(2000, args.work_dir, seed=900_001)[1], torch.arange(2000))
+    clip = train(
+        open_clip.CLIP(**config),
+        loss_of_step,
+        steps=args.max_train_steps,
+        learning_rate=1.5e-3,
+        weight_decay=0.05,
+        checkpoint=args.work_dir / "clip.safetensors",
+        ema_decay=0.99,
+        on_checkpoint=lambda step, clip: print(step, measure(clip, tokenize, test_scenes, test_images), flush=True),
+    )
+    save(clip, config, args.output_dir / "clip")
+    log_figures("clip", steps=args.max_train_steps, **measure(clip, tokenize, test_scenes, test_images))
+
+
+if __name__ == "__main__":
+    main()
