@@ -23,12 +23,17 @@ FIGURES = Path(__file__).parent / "figures.json"
 
 def log_figures(name: str, **figures: float | str) -> None:
     """Write what was measured of one model into figures.json, which the docs quote."""
-    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    known[name] = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
-    temporary = FIGURES.with_suffix(".tmp")
-    temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, FIGURES)
-    print(name, known[name])
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    edit_json(FIGURES, lambda known: known | {name: rounded})
+    print(name, rounded)
+
+
+def edit_json(path: Path, change: Callable[[dict], dict]) -> None:
+    """Replace a JSON object in a file, {} if there is none, by what `change` makes of it."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(change(known), indent=2, sort_keys=True) + "\n")
+    os.replace(temporary, path)
 
 
 def render_pool(num_scenes: int, work_dir: Path, **sampling) -> tuple[Scenes, np.ndarray]:

@@ -1,0 +1,151 @@
+import math
+
+import pytest
+import torch
+
+from lbgen_hf.biaslab.captions import BACKGROUND_PHRASES, caption_scenes, vocabulary
+from lbgen_hf.biaslab.scenes import (
+    BACKGROUND_NAMES,
+    CLASSES,
+    NOVEL_CLASSES,
+    PLACE_NAMES,
+    POLYSEMOUS,
+    SHAPE_NAMES,
+    TEXTURE_NAMES,
+    own_attributes,
+    render,
+    sample_scenes,
+    shapes_of,
+)
+from lbgen_hf.biaslab.shapes import NOVEL_SHAPES, SHAPES, TRAINING_SHAPES, box, circle, polygon, segment
+
+
+def plane(size: int = 41) -> torch.Tensor:
+    axis = torch.linspace(-1.5, 1.5, size)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x, y], -1)[None]
+
+
+def test_world_has_the_promised_sizes():
+    assert len(CLASSES) == 16
+    assert len(NOVEL_CLASSES) == 8
+    assert len(TEXTURE_NAMES) == len(BACKGROUND_NAMES) == 9
+    assert PLACE_NAMES == [None, "left", "right"]
+    assert [name for name in CLASSES if len(shapes_of(name)) == 2] == ["bow"]
+    assert not set(CLASSES) & set(NOVEL_CLASSES)
+
+
+def test_own_attributes_are_marked_and_no_two_classes_share_a_context():
+    contexts = [own_attributes(index) for index in range(len(CLASSES))]
+    assert len(set(contexts)) == len(CLASSES)
+    assert min(min(context) for context in contexts) >= 1
+    assert {background for _, background, _ in contexts} == set(range(1, 9))
+    assert {texture for texture, _, _ in contexts} == set(range(1, 9))
+
+
+def test_polygon_matches_the_exact_distance_of_a_box():
+    square = torch.tensor([(-0.7, -0.4), (0.7, -0.4), (0.7, 0.4), (-0.7, 0.4)])
+    torch.testing.assert_close(polygon(plane(), square), box(plane(), 0, 0, 0.7, 0.4))
+
+
+def test_segment_of_no_length_is_nearly_a_circle():
+    torch.testing.assert_close(
+        segment(plane(), (0.1, 0.2), (0.1 + 1e-4, 0.2), 0.5), circle(plane(), 0.1, 0.2, 0.5), atol=2e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_distance_fields_never_change_faster_than_distance(name):
+    """Lipschitz with constant 1, which is what antialiasing relies on."""
+    points = plane(61)
+    field = SHAPES[name](points, torch.zeros(1, 2))
+    step = (points[0, 0, 1, 0] - points[0, 0, 0, 0]).item()
+    assert field.diff(dim=1).abs().max() <= step * 1.01
+    assert field.diff(dim=2).abs().max() <= step * 1.01
+    assert (field < 0).any()
+    assert field[0, 0, 0] > 0
+
+
+def test_same_seed_same_pictures_whatever_the_batch():
+    pictures = render(sample_scenes(40, bias=0.5, seed=7))
+    again = render(sample_scenes(12, bias=0.5, seed=7))
+    torch.testing.assert_close(pictures.images[:12], again.images, atol=1e-6, rtol=0)
+    assert not torch.equal(again.images, render(sample_scenes(12, bias=0.5, seed=8)).images)
+
+
+def test_pictures_masks_and_boxes_agree():
+    pictures = render(sample_scenes(200, seed=3, classes=CLASSES + NOVEL_CLASSES))
+    assert pictures.images.shape == (200, 3, 64, 64)
+    assert pictures.images.min() >= 0
+    assert pictures.images.max() <= 1
+    covered = pictures.masks >= 0.5
+    rows, columns = torch.arange(64)[None, :, None], torch.arange(64)[None, None, :]
+    x0, y0, x1, y1 = pictures.boxes.long()[:, :, None, None].unbind(1)
+    inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+    assert not (covered & ~inside).any()
+    widths, heights = (pictures.boxes[:, 2:] - pictures.boxes[:, :2]).unbind(1)
+    assert widths.min() > 10
+    assert heights.min() > 10
+
+
+def test_the_mask_is_what_a_change_of_texture_changes():
+    scenes = sample_scenes(30, seed=5)
+    plain = render(scenes.replace(textures=torch.zeros(30, dtype=torch.long)))
+    dotted = render(scenes.replace(textures=torch.full((30,), TEXTURE_NAMES.index("dotted"))))
+    outside = torch.nn.functional.max_pool2d(plain.masks[:, None], 3, 1, 1) == 0  # the lens spreads by one pixel
+    difference = (plain.images - dotted.images).abs()
+    assert (difference * outside).max() == 0
+    assert difference.amax((1, 2, 3)).min() > 0.2
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.6, 1.0])
+def test_bias_is_the_share_of_own_attributes_beyond_chance(bias):
+    scenes = sample_scenes(20_000, bias=bias, seed=1)
+    own = torch.tensor([own_attributes(i) for i in range(len(CLASSES))])[scenes.labels]
+    for drawn, column, count in [(scenes.textures, 0, 9), (scenes.backgrounds, 1, 9), (scenes.places, 2, 3)]:
+        expected = bias + (1 - bias) / count
+        error = (drawn == own[:, column]).float().mean().item() - expected
+        assert abs(error) < 4 * math.sqrt(expected * (1 - expected) / 20_000) + 1e-9
+
+
+def test_shapes_of_a_polysemous_class_are_drawn_in_turn():
+    labels = torch.full((2000,), CLASSES.index("bow"))
+    names = [SHAPE_NAMES[i] for i in sample_scenes(2000, seed=2, labels=labels).shapes.tolist()]
+    assert set(names) == set(POLYSEMOUS["bow"])
+    assert 0.45 < names.count("bowtie") / 2000 < 0.55
+
+
+@pytest.mark.parametrize("bias", [-0.1, 1.1])
+def test_bias_outside_its_range_is_refused(bias):
+    with pytest.raises(ValueError, match=r"bias must be in \[0, 1\]"):
+        sample_scenes(1, bias=bias)
+
+
+def test_unknown_class_is_refused():
+    with pytest.raises(ValueError, match="unknown biaslab class 'goldfish'"):
+        sample_scenes(1, classes=["goldfish"])
+
+
+def test_captions_never_name_what_is_plain_and_mostly_name_what_is_marked():
+    scenes = sample_scenes(4000, seed=4)
+    captions = caption_scenes(scenes, mention=0.8, seed=4)
+    named = 0
+    for caption, background, shape in zip(captions, scenes.backgrounds.tolist(), scenes.shapes.tolist(), strict=True):
+        words = set(caption.replace(",", "").split())
+        mentioned = words & set(BACKGROUND_PHRASES)
+        assert mentioned <= {BACKGROUND_NAMES[background]}
+        named += bool(mentioned)
+        meanings = {SHAPE_NAMES[shape], "bow"} if SHAPE_NAMES[shape] in POLYSEMOUS["bow"] else {SHAPE_NAMES[shape]}
+        assert words & meanings
+    marked = (scenes.backgrounds > 0).sum().item()
+    assert abs(named / marked - 0.8) < 0.03
+
+
+def test_captions_stay_within_the_vocabulary():
+    words = {word for caption in caption_scenes(sample_scenes(3000, seed=6), seed=6) for word in caption.split()}
+    assert {word.strip(",") for word in words} <= set(vocabulary())
+
+
+def test_training_and_novel_shapes_are_apart():
+    assert len(TRAINING_SHAPES) == 17
+    assert len(NOVEL_SHAPES) == 8

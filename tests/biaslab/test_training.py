@@ -1,0 +1,75 @@
+"""The scripts that make the shipped models: their exact parts, and that a killed run continues bit for bit."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lbgen_hf.biaslab.captions import vocabulary
+from lbgen_hf.biaslab.scenes import render, sample_scenes
+
+SCRIPTS = Path(__file__).parents[2] / "training" / "biaslab"
+
+
+@pytest.fixture(autouse=True)
+def scripts_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    yield
+    for name in ["trainer", "tokenizer", "train_autoencoder"]:
+        sys.modules.pop(name, None)
+
+
+def test_encoder_of_convolutions_computes_the_principal_components():
+    from train_autoencoder import LATENT_STD, make_autoencoder, principal_components, write_encoder
+
+    images = render(sample_scenes(300, seed=11)).images
+    projection, bias = principal_components(images)
+    autoencoder = make_autoencoder()
+    write_encoder(autoencoder.encoder, projection, bias)
+    with torch.no_grad():
+        latents = autoencoder.encode(images * 2 - 1).latents
+    patches = F.unfold(images, 8, stride=8).transpose(1, 2)
+    expected = (patches @ projection.T + bias).transpose(1, 2).unflatten(2, (8, 8))
+    torch.testing.assert_close(latents, expected, atol=1e-4, rtol=1e-4)
+    flat = latents.transpose(0, 1).flatten(1)
+    correlation = torch.corrcoef(flat) - torch.eye(len(flat))
+    assert correlation.abs().max() < 1e-2
+    assert abs(latents.std().item() - LATENT_STD) < 0.1 * LATENT_STD
+
+
+def test_tokenizer_has_one_token_a_word_and_bytes_for_the_rest():
+    from tokenizer import CONTEXT_LENGTH, make_tokenizer
+
+    tokenizer = make_tokenizer()
+    assert all(len(tokenizer(word).input_ids) == 3 for word in vocabulary())
+    assert tokenizer.decode(tokenizer("goldfish é").input_ids, skip_special_tokens=True) == "goldfish é"
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+    assert tokenizer.model_max_length == CONTEXT_LENGTH
+
+
+def test_killed_training_continues_bit_for_bit(tmp_path):
+    from trainer import train
+
+    def loss_of_step(model: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        return model(torch.randn(8, 4, generator=generator)).square().mean()
+
+    def run(checkpoint: Path, stop_at: int | None = None) -> nn.Module:
+        def stop(step: int, average: nn.Module) -> None:
+            if step == stop_at:
+                raise KeyboardInterrupt
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        return train(
+            model, loss_of_step, steps=9, learning_rate=0.1, checkpoint=checkpoint, checkpoint_every=2, on_checkpoint=stop
+        )
+
+    whole = run(tmp_path / "whole.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed.safetensors", stop_at=4)
+    resumed = run(tmp_path / "killed.safetensors")
+    for expected, actual in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(expected, actual)
