@@ -15,14 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    SchedulerMixin,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
 from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -91,10 +86,10 @@ class LbGenPipeline(StableDiffusionPipeline):
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        safety_checker: StableDiffusionSafetyChecker | None,
-        feature_extractor: CLIPImageProcessor | None,
-        image_encoder: CLIPVisionModelWithProjection | None = None,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker,
+        feature_extractor: CLIPImageProcessor,
+        image_encoder: CLIPVisionModelWithProjection = None,
         requires_safety_checker: bool = True,
         class_labels: list | None = None,
         class_wnids: list | None = None,
@@ -133,10 +128,11 @@ class LbGenPipeline(StableDiffusionPipeline):
             UserError: there is no such model, its LoRA names no base, or does not fit it.
         """
         source = str(pretrained_model_name_or_path)
+        if source == LBGEN_TINY:
+            source, class_labels = _shipped_pipeline()
+            kwargs.setdefault("class_labels", class_labels)
         if "class_labels" in kwargs:
             kwargs.setdefault("class_wnids", None)  # not those of the saved list
-        if source == LBGEN_TINY:
-            source = _shipped_pipeline()
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         with _explain_missing(source):
             if not _is_lora(source, revision=kwargs.get("revision"), **hub):
@@ -347,12 +343,14 @@ def _check_classes(class_labels: Sequence[str], class_wnids: Sequence[str | None
         raise UserError(f"{len(class_wnids)} class_wnids for {len(class_labels)} class_labels: give one for each")
 
 
-def _shipped_pipeline() -> str:
+def _shipped_pipeline() -> tuple[str, list[str]]:
+    """The folder of lbgen-tiny, and its classes."""
     try:
         from lbgen_hf.biaslab import MODELS
+        from lbgen_hf.biaslab.scenes import CLASSES
     except ImportError:
         raise UserError(f"{LBGEN_TINY} comes with lbgen_hf: pip install lbgen_hf") from None
-    return str(MODELS / "pipeline")
+    return str(MODELS / "pipeline"), CLASSES
 
 
 def _find(source: str, filename: str, **hub) -> Path | None:
