@@ -1,38 +1,14 @@
 """CLIP preprocessing against open_clip's own transform, and gradients to every pixel."""
 
-import json
-
 import open_clip
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors.torch import save_file
 from torchvision.transforms.functional import to_tensor
 
 from lbgen_hf.clip_features import ClipFeatures, preprocess
 from lbgen_hf.errors import UserError
-
-MODEL_CONFIG = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def clip_dir(tmp_path_factory):
-    """A tiny random open_clip model as a `local-dir:` folder."""
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**json.loads(json.dumps(MODEL_CONFIG)))
-    config = {
-        "model_cfg": MODEL_CONFIG,
-        "preprocess_cfg": {"size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,94 @@
+"""Checkpoints that a kill cannot damage, and the journal beside them."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from lbgen_hf.errors import UserError
+from lbgen_hf.fine_tuning.lora import save_lora
+from lbgen_hf.pipeline_lbgen import LORA_FILE
+
+STATE_FILE = "training_state.pt"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(_CHECKPOINT.fullmatch(checkpoint.name)[1])
+
+
+def save_checkpoint(output_dir: Path, step: int, unet: UNet2DConditionModel, state: dict, limit: int | None) -> None:
+    """Write `checkpoint-{step}/` under another name, rename it, and remove all but the newest `limit`.
+
+    The UNet's LoRA is written for use, `state` for going on.
+    """
+    temporary = output_dir / f".writing-checkpoint-{step}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_lora(unet, temporary)
+    torch.save({"step": step, **state}, temporary / STATE_FILE)
+    final = output_dir / f"checkpoint-{step}"
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    for old in checkpoints(output_dir)[: -limit if limit else 0]:
+        shutil.rmtree(old)
+
+
+def find_checkpoint(output_dir: Path, resume_from: str | None) -> Path | None:
+    """The checkpoint to go on from: a path, a name within the run, or "latest", which may be none yet.
+
+    Raises:
+        UserError: the path holds no checkpoint; or nothing is to be resumed and the folder holds another run.
+    """
+    if resume_from is None:
+        if checkpoints(output_dir) or (output_dir / LORA_FILE).exists():
+            raise UserError(f"{output_dir} holds another run: --resume_from_checkpoint latest goes on with it")
+        return None
+    if resume_from == "latest":
+        return next(reversed(checkpoints(output_dir)), None)
+    for path in (Path(resume_from), output_dir / resume_from):
+        if (path / STATE_FILE).is_file():
+            return path
+    raise UserError(f"no checkpoint {resume_from!r}: give a checkpoint-N folder, or latest")
+
+
+def load_state(checkpoint: Path, device: torch.device) -> dict:
+    """The state that `save_checkpoint` wrote.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return torch.load(checkpoint / STATE_FILE, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+class Journal:
+    """A file of JSON lines, one a logged step; resuming forgets the lines after the step it goes on from."""
+
+    def __init__(self, path: Path, resume_step: int):
+        self._path = path
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+        self.rows = [row for row in whole if row["step"] <= resume_step]
+        temporary = path.with_name(f".writing-{path.name}")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(temporary, path)
+
+    def add(self, step: int, figures: dict) -> None:
+        """Append a row, unless the step has one already."""
+        if all(row["step"] != step for row in self.rows):
+            self.rows.append({"step": step, **figures})
+            with self._path.open("a") as file:
+                file.write(json.dumps(self.rows[-1]) + "\n")

@@ -1,0 +1,85 @@
+"""Measure how biased lbgen-tiny's pictures are, with and without LoRAs, as the shipped judge sees them.
+
+    python training/measure_bias.py                              # the base model alone
+    python training/measure_bias.py --lora out other-seed/out --output measured.json
+    python training/measure_bias.py --lora out/checkpoint-*      # the whole curve against steps
+
+All draw from the same noise. Intervals are 95 %, from a bootstrap over the pictures of each class.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.biaslab.judge import Judge
+from lbgen_hf.biaslab.measure import Measured, compare, draw_pictures, format_comparison, look_at, measure
+from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.clip_features import ClipFeatures
+from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE, LbGenPipeline
+from lbgen_hf.quality.tiny import TinyScorer
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="measure_bias", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pretrained_model_name_or_path", default=LBGEN_TINY)
+    parser.add_argument(
+        "--lora", type=Path, nargs="*", default=[], help="Folders with pytorch_lora_weights.safetensors."
+    )
+    parser.add_argument("--models", type=Path, default=MODELS, help="The folder of judge/, clip/ and quality/.")
+    parser.add_argument("--images_per_class", type=int, default=100)
+    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--guidance_scale", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=1, help="Of the noise.")
+    parser.add_argument("--output", type=Path, help="Write the figures as JSON.")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw, judge, print.
+
+    Raises:
+        UserError: a folder holds no LoRA, or fewer than two pictures a class.
+    """
+    if args.images_per_class < 2:
+        raise UserError("--images_per_class must be at least 2")
+    for folder in args.lora:
+        if not (folder / LORA_FILE).is_file():
+            raise UserError(f"{folder} holds no {LORA_FILE}")
+    judge = Judge.from_pretrained(args.models / "judge").eval()
+    clip = ClipFeatures.from_pretrained(args.models / "clip")
+    scorer = TinyScorer.from_pretrained(args.models / "quality").freeze()
+    pipe = LbGenPipeline.from_pretrained(args.pretrained_model_name_or_path)
+    pipe.set_progress_bar_config(disable=True)
+
+    def measured() -> dict[str, Measured]:
+        pictures = draw_pictures(
+            pipe,
+            CLASSES,
+            args.images_per_class,
+            args.seed,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+        )
+        return measure(look_at(pictures, CLASSES, judge, clip.image_features, scorer))
+
+    base = measured()
+    tables = {"base": compare(base, base)}
+    for folder in args.lora:
+        pipe.load_lora_weights(folder)
+        tables[str(folder)] = compare(base, measured())
+        pipe.unload_lora_weights()
+    for name, rows in tables.items():
+        if name != "base" or len(tables) == 1:
+            print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
+    if args.output:
+        options = {k: str(v) for k, v in vars(args).items()}
+        args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    with report_errors("measure_bias"):
+        main(make_parser().parse_args())
