@@ -94,17 +94,8 @@ class LbGenPipeline(StableDiffusionPipeline):
         class_labels: list | None = None,
         class_wnids: list | None = None,
     ) -> None:
-        super().__init__(
-            vae,
-            text_encoder,
-            tokenizer,
-            unet,
-            scheduler,
-            safety_checker,
-            feature_extractor,
-            image_encoder,
-            requires_safety_checker,
-        )
+        parts = vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder
+        super().__init__(*parts, requires_safety_checker=requires_safety_checker)
         if class_labels is None:
             class_labels, class_wnids = _default_classes()
         if class_labels is not None:
@@ -147,13 +138,16 @@ class LbGenPipeline(StableDiffusionPipeline):
         """As in diffusers; a LoRA that is missing or made for another model is a `UserError`."""
         source = pretrained_model_name_or_path_or_dict
         name = "given" if isinstance(source, dict) else f"{str(source)!r}"
-        with _explain_missing(source), _quiet("diffusers.loaders.peft"):
+        adapters = self.get_list_adapters()
+        with _explain_missing(source), _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_base"):
             try:
                 super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
             except (RuntimeError, KeyError, ValueError) as error:
                 if isinstance(error, HFValidationError):
                     raise
                 raise UserError(f"the LoRA {name} does not fit this model: {_first_line(error)}") from error
+        if self.get_list_adapters() == adapters and not kwargs.get("hotswap"):
+            raise UserError(f"the LoRA {name} does not fit this model: it has nothing for its UNet or text encoder")
 
     @property
     def class_labels(self) -> list[str] | None:
@@ -396,15 +390,17 @@ def _explain_missing(source: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(logger_name: str) -> Iterator[None]:
-    """Silence a logger that reports an error which is raised as well."""
-    logger = logging.getLogger(logger_name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _quiet(*logger_names: str) -> Iterator[None]:
+    """Silence loggers that report what is raised as well, or that a LoRA leaves the text encoder alone."""
+    loggers = [logging.getLogger(name) for name in logger_names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:
