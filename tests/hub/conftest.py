@@ -1,0 +1,45 @@
+"""A loopback Hub, and a small finished dataset to publish on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+from loopback import TOKEN, Hub
+
+from lbgen_hf.synthesis.generate import generate
+from lbgen_hf.synthesis.settings import Settings
+from lbgen_hf.synthesis.worker import Drawn
+
+
+def _draw_noise(rows: list) -> Drawn:
+    pictures = [np.random.default_rng(row.seed).integers(0, 256, (16, 16, 3), np.uint8) for row in rows]
+    return Drawn(np.stack(pictures), [True] * len(rows))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The Hub of this process for the length of a test, without Xet's protocol and the client's patience."""
+    with Hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the client would have slept between its tries."""
+    slept: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """40 pictures of 4 classes in 4 shards."""
+    out = tmp_path / "lbgen-noise"
+    settings = Settings("noise", "0", tuple("abcd"), images_per_class=10, shard_size=10, format="png")
+    generate(out, settings, _draw_noise)
+    return out

@@ -1,0 +1,190 @@
+"""`lbgen publish` with the real client against the loopback Hub, on good days and bad ones."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from loopback import TOKEN, Hub
+
+from lbgen_hf.cli import main
+from lbgen_hf.errors import UserError
+from lbgen_hf.synthesis.publish import publish
+
+REPO = "ada/lbgen-noise"
+UPLOADS = "^PUT /lfs/"
+SHARDS = [f"data/train-{shard:05d}-of-00004.parquet" for shard in range(4)]
+ALL_FILES = ["README.md", "contact_sheet.jpg", *SHARDS, "generation.json"]
+
+_CONSUMER = """
+import hashlib
+import json
+from datasets import load_dataset
+
+options = {"split": "train", "token": "%s"}
+streamed = list(load_dataset("ada/lbgen-noise", streaming=True, **options))
+loaded = load_dataset("ada/lbgen-noise", **options)
+print(json.dumps({
+    "streamed": [[row["label"], row["seed"], row["image"].size] for row in streamed],
+    "loaded": [[row["label"], row["seed"], row["image"].size] for row in loaded],
+    "names": loaded.features["label"].names,
+}))
+"""
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    """For a client in a process of its own."""
+    return {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def test_a_published_dataset_is_private_complete_and_carded(hub: Hub, dataset: Path):
+    url = publish(dataset, REPO, license_id="apache-2.0")
+    repo = hub.repos["datasets", REPO]
+    assert url == f"{hub.endpoint}/datasets/{REPO}"
+    assert repo.private
+    assert sorted(repo.files) == sorted(ALL_FILES)
+    assert all(repo.files[name] == (dataset / name).read_bytes() for name in repo.files)
+    card = repo.files["README.md"].decode()
+    assert card.startswith("---\nlicense: apache-2.0\npretty_name: lbgen-noise\n")
+    assert f"load_dataset('{REPO}', split=\"train\")" in card
+
+
+def test_load_dataset_opens_it_and_streams_it(hub: Hub, dataset: Path, tmp_path: Path):
+    publish(dataset, REPO)
+    consumer = [sys.executable, "-c", _CONSUMER % TOKEN]
+    result = subprocess.run(
+        consumer, env=environment(hub, tmp_path / "home"), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout.splitlines()[-1])
+    assert seen["names"] == list("abcd")
+    assert [label for label, _, _ in seen["loaded"]] == [0, 1, 2, 3] * 10
+    assert seen["loaded"] == seen["streamed"]
+    assert seen["loaded"][0][2] == [16, 16]
+
+
+def test_an_upload_killed_in_the_middle_goes_on_where_it_was(hub: Hub, dataset: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "lbgen_hf", "publish", str(dataset), "--repo", REPO]
+    process = subprocess.Popen(command, env=environment(hub, tmp_path / "home"))
+
+    def kill_at_the_third_upload(line: str) -> None:
+        if len(hub.sent(UPLOADS)) == 3:
+            process.send_signal(signal.SIGKILL)
+
+    hub.on_request = kill_at_the_third_upload
+    assert process.wait(timeout=300) == -signal.SIGKILL
+    hub.on_request = lambda line: None
+    assert not hub.repos["datasets", REPO].files
+    sent_before = set(hub.objects)
+    assert 0 < len(sent_before) < 5
+    hub.requests.clear()
+    publish(dataset, REPO)
+    assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
+    assert not {line.rpartition("/")[2] for line in hub.sent(UPLOADS)} & sent_before
+
+
+def test_publishing_again_sends_nothing_twice(hub: Hub, dataset: Path):
+    publish(dataset, REPO)
+    hub.requests.clear()
+    publish(dataset, REPO)
+    assert not hub.sent(UPLOADS)
+    assert len(hub.repos["datasets", REPO].commits) == 2
+
+
+@pytest.mark.parametrize("request_kind", ["^POST .*preupload", "^POST .*objects/batch", UPLOADS])
+def test_a_busy_hub_is_given_the_time_it_asks_for(hub: Hub, dataset: Path, pauses: list[float], request_kind: str):
+    hub.fail(request_kind, 429, Retry_After="7")
+    publish(dataset, REPO)
+    assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
+    assert [pause for pause in pauses if pause >= 7]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_server_errors_are_outlived(hub: Hub, dataset: Path, pauses: list[float], status: int):
+    hub.fail(UPLOADS, status, times=3)
+    hub.fail("^POST .*preupload", status)
+    publish(dataset, REPO)
+    assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
+
+
+def test_dropped_connections_are_outlived(hub: Hub, dataset: Path, pauses: list[float]):
+    hub.drop(UPLOADS, times=3)
+    hub.drop("^POST .*preupload")
+    publish(dataset, REPO)
+    assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
+
+
+@pytest.mark.parametrize("spoil", ["fail", "drop"])
+def test_a_hub_that_stays_down_is_one_line_and_a_rerun_resumes(hub, dataset, pauses, spoil: str):
+    shard = "^PUT /lfs/" + _sha256(dataset / SHARDS[2])
+    hub.drop(shard, times=50) if spoil == "drop" else hub.fail(shard, 503, times=50)
+    with pytest.raises(UserError, match="run the same command again to resume"):
+        publish(dataset, REPO)
+    hub._faults.clear()
+    sent_before = set(hub.objects)
+    hub.requests.clear()
+    publish(dataset, REPO)
+    assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
+    assert not {line.rpartition("/")[2] for line in hub.sent(UPLOADS)} & sent_before
+
+
+def test_a_wrong_token_is_one_line(hub: Hub, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["publish", str(dataset), "--repo", REPO])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == (
+        "lbgen: error: the Hub does not know this token; run `hf auth login`, or set HF_TOKEN\n"
+    )
+
+
+def test_no_token_is_one_line(hub: Hub, dataset: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_file", lambda: None)
+    with pytest.raises(UserError, match="run `hf auth login`"):
+        publish(dataset, REPO)
+
+
+def test_somebody_elses_repo_is_one_line(hub: Hub, dataset: Path):
+    with pytest.raises(UserError, match="does not let this token write to bob/data"):
+        publish(dataset, "bob/data")
+
+
+@pytest.mark.parametrize("repo", ["noise", "a/b/c", "ada/..", "ada/no spaces", "-/x"])
+def test_malformed_repo_ids_are_refused(hub: Hub, dataset: Path, repo: str):
+    with pytest.raises(UserError, match="malformed repo id"):
+        publish(dataset, repo)
+    assert not hub.requests
+
+
+def test_an_unfinished_dataset_is_refused(hub: Hub, dataset: Path):
+    (dataset / SHARDS[1]).unlink()
+    with pytest.raises(UserError, match="1 of 4 shards are missing or broken"):
+        publish(dataset, REPO)
+    assert not hub.requests
+
+
+def test_a_dry_run_lists_the_files_and_sends_nothing(hub: Hub, dataset: Path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["publish", str(dataset), "--repo", REPO, "--dry-run"])
+    assert not exit_info.value.code
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ALL_FILES)
+    assert f"would upload {len(ALL_FILES)} files" in printed
+    assert ".lbgen" not in printed
+    assert not hub.requests
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

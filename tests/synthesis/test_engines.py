@@ -1,0 +1,99 @@
+"""Real processes: `accelerate launch` with gloo, jobs of their own on one folder, Ray with an actor killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stand_in import read_rows
+
+from lbgen_hf.errors import UserError
+from lbgen_hf.synthesis.generate import generate
+from lbgen_hf.synthesis.job import Job
+from lbgen_hf.synthesis.ray_engine import generate_with_ray
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {"images_per_class": 10, "steps": 4, "shard_size": 8, "format": "png"}
+FLAGS = ["--images-per-class", "10", "--steps", "4", "--shard-size", "8", "--format", "png", "--device", "cpu"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def quiet(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """The rows that one undisturbed process draws, eight at a time."""
+    out = tmp_path_factory.mktemp("quiet") / "out"
+    generate(out, *Job(str(sd_folder), device="cpu", options=OPTIONS).prepare(), batch_size=8)
+    return read_rows(out)
+
+
+def command(sd_folder: Path, out: Path, batch_size: int = 8) -> list[str]:
+    return ["generate", "--model", str(sd_folder), "--out", str(out), "--batch-size", str(batch_size), *FLAGS]
+
+
+def test_accelerate_launch_with_two_ranks_draws_the_same_rows(sd_folder: Path, tmp_path: Path, quiet: list[dict]):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "lbgen_hf"]
+    launcher += command(sd_folder, tmp_path / "out")
+    launched = subprocess.run(launcher, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
+    assert launched.returncode == 0, launched.stderr
+    assert read_rows(tmp_path / "out") == quiet
+    assert launched.stdout.count("is complete") == 1
+
+
+def test_a_killed_command_beside_another_job_loses_nothing(sd_folder: Path, tmp_path: Path, quiet: list[dict]):
+    out = tmp_path / "out"
+    launch = [sys.executable, "-m", "lbgen_hf", *command(sd_folder, out)]
+    victim, survivor = (
+        subprocess.Popen(launch, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)
+    )
+    while victim.poll() is None and not list(out.glob("data/*.parquet")):
+        time.sleep(0.05)
+    victim.send_signal(signal.SIGKILL)
+    printed = survivor.communicate(timeout=600)[0].decode()
+    victim.communicate()
+    assert survivor.returncode == 0, printed
+    assert read_rows(out) == quiet
+
+
+def test_ctrl_c_says_what_is_kept(sd_folder: Path, tmp_path: Path, quiet: list[dict]):
+    out = tmp_path / "out"
+    launch = [sys.executable, "-m", "lbgen_hf", *command(sd_folder, out, batch_size=1)]
+    process = subprocess.Popen(launch, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(out.glob("data/*.parquet")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=600)[1]
+    assert process.returncode == 130
+    assert f"interrupted. Finished shards are kept in {out}; run the same command to go on." in printed
+    assert "Traceback" not in printed
+    assert len(read_rows(out)) >= 8
+
+
+def test_ray_survives_an_actor_that_is_killed(sd_folder: Path, tmp_path: Path, quiet: list[dict], monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    killed = []
+
+    def kill_one_actor(done: int, total: int) -> None:
+        if 0 < done < total and not killed:
+            from ray.util.state import list_actors
+
+            actor = next(actor for actor in list_actors(detail=True) if actor.state == "ALIVE")
+            os.kill(actor.pid, signal.SIGKILL)
+            killed.append(actor.pid)
+
+    ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+    try:
+        job = Job(str(sd_folder), device="cpu", options=OPTIONS)
+        generate_with_ray(tmp_path / "out", job, num_workers=2, batch_size=8, progress=kill_one_actor)
+    finally:
+        ray.shutdown()
+    assert killed
+    assert read_rows(tmp_path / "out") == quiet
+
+
+def test_ray_needs_a_worker(sd_folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="--ray-workers must be at least 1, got 0"):
+        generate_with_ray(tmp_path / "out", Job(str(sd_folder)), num_workers=0)
