@@ -20,15 +20,15 @@ BACKGROUND_PHRASES = {
 TEMPLATES = ["{}", "photo of {}", "a photo of a {}", "a picture of a {}"]
 
 
-def describe(
-    shape: str, texture: str | None = None, background: str | None = None, place: str | None = None
-) -> str:
+def describe(shape: str, texture: str | None = None, background: str | None = None, place: str | None = None) -> str:
     """A scene in words, e.g. "striped star on a meadow on the left". None is not named."""
     words = [texture, shape, BACKGROUND_PHRASES.get(background), f"on the {place}" if place else None]
     return " ".join(word for word in words if word)
 
 
-def caption_scenes(scenes: Scenes, *, mention: float = 0.8, seed: int = 0, templates: list[str] | None = None) -> list[str]:
+def caption_scenes(
+    scenes: Scenes, *, mention: float = 0.8, seed: int = 0, templates: list[str] | None = None
+) -> list[str]:
     """Caption each scene.
 
     Args:
@@ -44,7 +44,11 @@ def caption_scenes(scenes: Scenes, *, mention: float = 0.8, seed: int = 0, templ
     templates = TEMPLATES if templates is None else templates
     captions = []
     for shape, texture, background, place in zip(
-        scenes.shapes.tolist(), scenes.textures.tolist(), scenes.backgrounds.tolist(), scenes.places.tolist(), strict=True
+        scenes.shapes.tolist(),
+        scenes.textures.tolist(),
+        scenes.backgrounds.tolist(),
+        scenes.places.tolist(),
+        strict=True,
     ):
         name = SHAPE_NAMES[shape]
         if name in CLASS_OF_SHAPE and rng.random() < 0.5:

@@ -125,7 +125,9 @@ def sample_scenes(
     if not 0 <= bias <= 1:
         raise ValueError(f"bias must be in [0, 1], got {bias}")
     classes = CLASSES if classes is None else classes
-    uniform = torch.rand(num_scenes, 8 + _NUM_VARIATIONS + _NOISE_SIZE**2, generator=torch.Generator().manual_seed(seed))
+    uniform = torch.rand(
+        num_scenes, 8 + _NUM_VARIATIONS + _NOISE_SIZE**2, generator=torch.Generator().manual_seed(seed)
+    )
     if labels is None:
         labels = (uniform[:, 0] * len(classes)).long()
 
@@ -174,9 +176,7 @@ def _shape_frame(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
     centre = torch.stack([place + 0.06 * (v[:, 3] * 2 - 1), 0.12 * (v[:, 4] * 2 - 1)], -1)
     offset = _grid(v) - centre[:, None, None]
     cos, sin = tilt.cos()[:, None, None], tilt.sin()[:, None, None]
-    turned = torch.stack(
-        [cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]], -1
-    )
+    turned = torch.stack([cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]], -1)
     scale = torch.stack([size * stretch, size / stretch], -1)[:, None, None]
     return turned, turned / scale, size
 

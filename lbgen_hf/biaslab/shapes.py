@@ -1,7 +1,8 @@
 """Signed distance fields of the shapes, batched over pictures.
 
 Every function takes points `p` of shape (B, H, W, 2) in the shape's own frame, where it about fills [-1, 1]^2 with y
-pointing down, and `v`, per-picture variation (B, 2) in [-1, 1], and returns signed distances (B, H, W), negative inside.
+pointing down, and `v`, per-picture variation (B, 2) in [-1, 1], and returns signed distances
+(B, H, W), negative inside.
 The primitives are the exact fields of https://iquilezles.org/articles/distfunctions2d/, written for batches.
 """
 
@@ -200,9 +201,8 @@ def diamond(p: Tensor, v: Tensor) -> Tensor:
 
 
 TRAINING_SHAPES: dict[str, ShapeFunction] = {
-    f.__name__: f
-    for f in [disc, square, triangle, star, heart, crescent, cross, ring, arrow, drop, bolt, flower, fish, mushroom]
-    + [house, bowtie, longbow]
+    **{f.__name__: f for f in [disc, square, triangle, star, heart, crescent, cross, ring, arrow, drop, bolt, flower]},
+    **{f.__name__: f for f in [fish, mushroom, house, bowtie, longbow]},
 }
 NOVEL_SHAPES: dict[str, ShapeFunction] = {f.__name__: f for f in [leaf, pill, key, gear, tree, mug, crown, diamond]}
 SHAPES = TRAINING_SHAPES | NOVEL_SHAPES

@@ -99,7 +99,9 @@ def sky(grid: Tensor, u: Tensor, noise: Tensor) -> Tensor:
 
 def sea(grid: Tensor, u: Tensor, noise: Tensor) -> Tensor:
     water = _mix(_rgb(grid, 0.0, 0.5, 0.55), _rgb(grid, 0.0, 0.22, 0.42), (grid[..., 1] + 1) / 2)
-    wave = torch.sin(9 * math.pi * (grid[..., 1] + _column(u, 0)) + 1.2 * torch.sin(7 * grid[..., 0] + 6 * _column(u, 1)))
+    wave = torch.sin(
+        9 * math.pi * (grid[..., 1] + _column(u, 0)) + 1.2 * torch.sin(7 * grid[..., 0] + 6 * _column(u, 1))
+    )
     return _mix(water, _rgb(grid, 0.55, 0.95, 0.9), 0.8 * _soft(wave - 0.8))
 
 
@@ -111,7 +113,9 @@ def meadow(grid: Tensor, u: Tensor, noise: Tensor) -> Tensor:
 
 
 def desert(grid: Tensor, u: Tensor, noise: Tensor) -> Tensor:
-    dune = torch.sin(5 * (grid[..., 1] + 0.35 * torch.sin(2.2 * grid[..., 0] + 6.3 * _column(u, 0)) + 2 * _column(u, 1)))
+    dune = torch.sin(
+        5 * (grid[..., 1] + 0.35 * torch.sin(2.2 * grid[..., 0] + 6.3 * _column(u, 0)) + 2 * _column(u, 1))
+    )
     return _mix(_rgb(grid, 0.96, 0.83, 0.55), _rgb(grid, 0.78, 0.58, 0.3), _soft(dune, 0.8))
 
 
@@ -132,7 +136,9 @@ def wall(grid: Tensor, u: Tensor, noise: Tensor) -> Tensor:
 
 
 def forest(grid: Tensor, u: Tensor, noise: Tensor) -> Tensor:
-    trunk = torch.sin(13 * grid[..., 0] + 6.3 * _column(u, 0) + 0.8 * torch.sin(1.5 * grid[..., 1] + 6.3 * _column(u, 1)))
+    trunk = torch.sin(
+        13 * grid[..., 0] + 6.3 * _column(u, 0) + 0.8 * torch.sin(1.5 * grid[..., 1] + 6.3 * _column(u, 1))
+    )
     green = _mix(_rgb(grid, 0.04, 0.24, 0.12), _rgb(grid, 0.12, 0.4, 0.2), noise)
     return _mix(green, _rgb(grid, 0.28, 0.17, 0.08), _soft(trunk - 0.25))
 

@@ -64,7 +64,13 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
         return train(
-            model, loss_of_step, steps=9, learning_rate=0.1, checkpoint=checkpoint, checkpoint_every=2, on_checkpoint=stop
+            model,
+            loss_of_step,
+            steps=9,
+            learning_rate=0.1,
+            checkpoint=checkpoint,
+            checkpoint_every=2,
+            on_checkpoint=stop,
         )
 
     whole = run(tmp_path / "whole.safetensors")

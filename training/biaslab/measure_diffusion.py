@@ -1,6 +1,6 @@
 """Measure the base model with the judge: does a class name draw its class and its bias, and a caption what it says?
 
-    python training/biaslab/measure_diffusion.py --models_dir lbgen_hf/biaslab/models
+python training/biaslab/measure_diffusion.py --models_dir lbgen_hf/biaslab/models
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer whose vocabulary is trimmed to the words of biaslab: each is one token, anything else falls to bytes."""
+"""A CLIP tokenizer whose vocabulary is trimmed to the words of biaslab: each is one token, the rest falls to bytes."""
 
 import json
 
@@ -11,7 +11,7 @@ CONTEXT_LENGTH = 16
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """Byte-pair merges learned on the words alone. The end token has the highest id, as in CLIP, where pooling needs it."""
+    """Byte-pair merges learned on the words alone. The end token has the highest id, as CLIP's pooling needs."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -3,8 +3,8 @@
     python training/biaslab/train_autoencoder.py --output_dir work/models
 
 The encoder is linear and computed, not trained: the principal components of 8x8 patches, written into the convolutions
-of an `AutoencoderTiny` without blocks. So the latents are known at once, and the diffusion model can train on them while
-the decoder, a convolutional net that sees its neighbours, learns to do better than the linear inverse.
+of an `AutoencoderTiny` without blocks. So the latents are known at once, and the diffusion model can train on them
+while the decoder, a convolutional net that sees its neighbours, learns to do better than the linear inverse.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def write_encoder(encoder: nn.Module, projection: Tensor, bias: Tensor) -> None:
-    """Make the strided convolutions compute `projection` exactly: three foldings of 2x2 pixels, the last one projecting."""
+    """Make the strided convolutions compute `projection` exactly: three foldings of 2x2 pixels, the last projecting."""
     convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
     for convolution in convolutions:
         convolution.weight.zero_()
@@ -126,7 +126,9 @@ def main() -> None:
         latents = torch.cat([autoencoder.encode(x * 2 - 1).latents for x in images.split(100)])
         decoded = torch.cat([autoencoder.decode(z).sample for z in latents.split(100)]) / 2 + 0.5
     save(autoencoder.half(), folder)
-    log_figures("autoencoder", psnr_db=psnr(images, decoded).item(), latent_std=latents.std().item(), steps=args.max_train_steps)
+    log_figures(
+        "autoencoder", psnr_db=psnr(images, decoded).item(), latent_std=latents.std().item(), steps=args.max_train_steps
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python training/biaslab/train_clip.py --output_dir work/models
 
-The image tower is convolutional (timm's `dla46_c`, which keeps the full resolution in its first layers). A linear head
+The image tower is convolutional (timm's `test_resnet`). A linear head
 that spells the caption's words from the image embedding helps it to see shapes and textures early; it is not kept.
 """
 
@@ -35,7 +35,12 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 def model_config(vocab_size: int) -> dict:
     return {
         "embed_dim": 128,
-        "vision_cfg": {"timm_model_name": "dla46_c", "timm_pool": "avg", "timm_proj": "linear", "image_size": IMAGE_SIZE},
+        "vision_cfg": {
+            "timm_model_name": "test_resnet",
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": IMAGE_SIZE,
+        },
         "text_cfg": {
             "context_length": CONTEXT_LENGTH,
             "vocab_size": vocab_size,
@@ -110,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=1400)
+    parser.add_argument("--max_train_steps", type=int, default=4500)
     parser.add_argument("--train_batch_size", type=int, default=96)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -137,7 +142,7 @@ def main() -> None:
         contrastive = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         said = torch.tensor([[word in caption.split() for word in words] for caption in captions]).float()
         spelling = F.binary_cross_entropy_with_logits(model["words"](embeddings), said)
-        return contrastive + len(words) * spelling / 4
+        return contrastive + len(words) * spelling
 
     test_scenes = sample_scenes(2000, seed=900_001)
     test_images = take(render_pool(2000, args.work_dir, seed=900_001)[1], torch.arange(2000))
@@ -145,11 +150,13 @@ def main() -> None:
         nn.ModuleDict({"clip": open_clip.CLIP(**config), "words": nn.Linear(config["embed_dim"], len(words))}),
         loss_of_step,
         steps=args.max_train_steps,
-        learning_rate=1.5e-3,
+        learning_rate=2.5e-3,
         weight_decay=0.05,
         checkpoint=args.work_dir / "clip.safetensors",
         ema_decay=0.99,
-        on_checkpoint=lambda step, model: print(step, measure(model["clip"], tokenize, test_scenes, test_images), flush=True),
+        on_checkpoint=lambda step, model: print(
+            step, measure(model["clip"], tokenize, test_scenes, test_images), flush=True
+        ),
     )
     clip = model["clip"]
     save(clip, config, args.output_dir / "clip")

@@ -1,6 +1,6 @@
 """Train the judge of shape, texture, background and place on unbiased scenes of all shapes.
 
-    python training/biaslab/train_judge.py --output_dir work/models
+python training/biaslab/train_judge.py --output_dir work/models
 """
 
 import argparse

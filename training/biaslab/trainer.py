@@ -58,7 +58,9 @@ def take(pool: np.ndarray, rows: Tensor) -> Tensor:
     return torch.from_numpy(pool[rows.numpy()]).float() / 255
 
 
-def _save_checkpoint(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _save_checkpoint(
+    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     state |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
@@ -123,7 +125,9 @@ def train(
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
             pace = (time.monotonic() - began) / (step + 1 - start)
-            print(f"{checkpoint.stem} {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {pace:.2f} s/step", flush=True)
+            print(
+                f"{checkpoint.stem} {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {pace:.2f} s/step", flush=True
+            )
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             _save_checkpoint(checkpoint, step + 1, model, average, optimizer)
             if on_checkpoint:
