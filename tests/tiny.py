@@ -14,6 +14,14 @@ CLASS_WNIDS = ["n01440764", "n01443537", None, None]
 LORA_RANK, LORA_ALPHA = 2, 3
 
 
+def make_tokenizer(max_length: int = 16) -> CLIPTokenizer:
+    """A CLIP tokenizer for which every letter is a token."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=max_length)
+
+
 def make_components(seed: int = 0, width: int = 8) -> dict:
     """The arguments of `StableDiffusionPipeline`: 64x64 pictures from 8x8x4 latents, 16 tokens, a letter each."""
     torch.manual_seed(seed)
@@ -34,21 +42,17 @@ def make_components(seed: int = 0, width: int = 8) -> dict:
         num_encoder_blocks=blocks,
         num_decoder_blocks=blocks,
     )
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=16
-    )
+    tokenizer = make_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokens),
+            vocab_size=len(tokenizer),
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=16,
-            bos_token_id=len(tokens) - 2,
-            eos_token_id=len(tokens) - 1,
+            bos_token_id=len(tokenizer) - 2,
+            eos_token_id=len(tokenizer) - 1,
         )
     )
     scheduler = PNDMScheduler(
