@@ -1,30 +1,91 @@
 """Scorers by name."""
 
+import importlib.util
+from typing import Any
+
 import torch
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.errors import UserError
 from lbgen_hf.quality.scorer import QualityScorer
-from lbgen_hf.quality.tiny import TinyScorer
 
 NAMES = {
     "lbgen-tiny": "shipped, for 64x64 biaslab pictures",
+    "qalign": "the paper's: Q-ALIGN, 8 billion weights; needs pyiqa, whose licence is non-commercial",
+    "vlm:<repo>": "any image-text-to-text model of the Hub, asked as Q-ALIGN is",
+    "pyiqa:<metric>": "a differentiable metric of pyiqa without reference: clipiqa, musiq, topiq_nr, ...",
 }
 
 
 def load_quality_scorer(
-    name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    name: str,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    bits: int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> QualityScorer:
     """Load a frozen scorer, differentiable with respect to the images.
 
     Args:
-        name: `lbgen-tiny`.
+        name: see `NAMES`.
         device: where its weights go; default the CPU. Images may be elsewhere.
-        dtype: of its weights; default float32.
+        dtype: of its weights; default bfloat16 for `qalign` and `vlm:` on an accelerator, else float32.
+        bits: 8 or 4 to quantise the linear layers of `qalign` and `vlm:` with bitsandbytes.
+        gradient_checkpointing: of `qalign` and `vlm:`, for less memory in the backward pass and more time.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, missing extra, weights that cannot be loaded, options that the scorer does not have.
     """
-    if name != "lbgen-tiny":
+    family, _, rest = name.partition(":")
+    if name not in ("lbgen-tiny", "qalign") and not (family in ("vlm", "pyiqa") and rest):
         raise UserError(f"unknown quality scorer {name!r}; choose from {', '.join(NAMES)}")
-    return TinyScorer.from_pretrained(MODELS / "quality").to(device, dtype).freeze()
+    device = torch.device(device or "cpu")
+    if family in ("qalign", "vlm"):
+        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+        loading = {"dtype": dtype, **_quantisation(bits, device, dtype)}
+        return _load_language_model(family, rest, loading, gradient_checkpointing).to(device).freeze()
+    if bits or gradient_checkpointing:
+        raise UserError(f"{name} is small: bits and gradient checkpointing are for qalign and vlm:<repo>")
+    return _load_network(family, rest).to(device, dtype).freeze()
+
+
+def _load_language_model(
+    family: str, repo: str, loading: dict[str, Any], gradient_checkpointing: bool
+) -> QualityScorer:
+    from lbgen_hf.quality.qalign import QAlignScorer
+    from lbgen_hf.quality.vlm import VlmScorer
+
+    try:
+        if family == "qalign":
+            return QAlignScorer.from_pretrained(gradient_checkpointing=gradient_checkpointing, **loading)
+        return VlmScorer.from_pretrained(repo, gradient_checkpointing=gradient_checkpointing, **loading)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the scorer {repo or family}: {str(error).splitlines()[0]}") from error
+
+
+def _load_network(family: str, metric: str) -> QualityScorer:
+    if family == "pyiqa":
+        from lbgen_hf.quality.pyiqa_metrics import PyiqaScorer
+
+        return PyiqaScorer.from_name(metric)
+    from lbgen_hf.quality.tiny import TinyScorer
+
+    return TinyScorer.from_pretrained(MODELS / "quality")
+
+
+def _quantisation(bits: int | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What transformers needs to quantise; nothing where `bits` is None."""
+    if bits is None:
+        return {}
+    if bits not in (4, 8):
+        raise UserError(f"bits must be 8 or 4, got {bits}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{bits}-bit weights need bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    four_bit = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else BitsAndBytesConfig(load_in_4bit=True, **four_bit)
+    return {"quantization_config": config, "device_map": {"": device}}

@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,35 +12,29 @@ from lbgen_hf.quality.scorer import LEVELS, QualityScorer, expected_level
 WEIGHTS = "model.safetensors"
 
 
-def _conv(wide_in: int, wide_out: int, stride: int = 1) -> nn.Conv2d:
-    """Scaled so that, without norms, the signal keeps its size."""
-    conv = nn.Conv2d(wide_in, wide_out, 3, stride=stride, padding=1)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    nn.init.zeros_(conv.bias)
-    return conv
+def _convolve(wide_in: int, wide_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """A smooth activation, since the gradient is a reward; a norm over the batch, which keeps a picture's contrast."""
+    conv = nn.Conv2d(wide_in, wide_out, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(wide_out), nn.SiLU())
 
 
 class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = _conv(width, width)
-        self.second = _conv(width, width)
+        self.convolve = nn.Sequential(_convolve(width, width), _convolve(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + 0.3 * self.second(F.silu(self.first(F.silu(x))))
+        return x + self.convolve(x)
 
 
 class TinyScorer(QualityScorer):
-    """Squares of 2x2 pixels, strided convolutions and residual blocks down to 1/8, a mean over places, five logits.
-
-    No norms: contrast is part of what it judges. Smooth activations: its gradient is a reward.
-    """
+    """Strided convolutions down to 1/8, a residual block, a mean over places, five logits."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers = [nn.PixelUnshuffle(2), _conv(12, 32), nn.SiLU(), _conv(32, 64, 2), nn.SiLU(), _conv(64, 88, 2)]
-        self.features = nn.Sequential(*layers, _Residual(88), _Residual(88), nn.SiLU())
-        self.head = nn.Sequential(nn.Linear(88, 88), nn.SiLU(), nn.Linear(88, len(LEVELS)))
+        layers = [_convolve(3, 24, 6, 2), _convolve(24, 48, 4, 2), _convolve(48, 64, 4, 2)]
+        self.features = nn.Sequential(*layers, _Residual(64))
+        self.head = nn.Sequential(nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, len(LEVELS)))
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to level logits (B, 5), bad to excellent."""
@@ -54,7 +46,8 @@ class TinyScorer(QualityScorer):
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write the weights in half precision."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, Path(folder) / WEIGHTS)
+        weights = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        save_file(weights, Path(folder) / WEIGHTS)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "TinyScorer":
@@ -67,5 +60,5 @@ class TinyScorer(QualityScorer):
         if not path.exists():
             raise UserError(f"no quality scorer at {path}; training/biaslab/train_quality.py makes it")
         scorer = cls()
-        scorer.load_state_dict({k: v.to(torch.float32) for k, v in load_file(path).items()})
+        scorer.load_state_dict(load_file(path))
         return scorer

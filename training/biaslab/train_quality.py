@@ -2,9 +2,9 @@
 
     python training/biaslab/train_quality.py --output_dir work/models
 
-Strengths are drawn near the five levels; what lies between is held out, as are pixelation and the test scenes. Each
-batch is moved a little against its own label, within a few grey values, so that the scorer cannot lean on what the eye
-does not see and its gradient is a reward.
+Strengths are drawn near the five levels; what lies between is held out, as are pixelation and the test scenes. All
+pictures get a grain of a few grey values, so that the scorer cannot lean on what the eye does not see, such as the
+8-bit rounding of the clean ones.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lbgen_hf.biaslab.scenes import Scenes
 from lbgen_hf.quality.tiny import TinyScorer
 
 LEVEL_WIDTH = 0.08  # of strength, around each level
-LARGEST_MOVE = 3 / 255
+GRAIN = 3 / 255
 
 
 def draw_strengths(count: int, generator: torch.Generator, *, held_out: bool = False) -> Tensor:
@@ -46,14 +46,6 @@ def spoil(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def level_shares(levels: Tensor) -> Tensor:
     """(B,) in [1, 5] to (B, 5): shared between the two nearest levels, so that the expectation is the level itself."""
     return (1 - (levels[:, None] - torch.arange(1, 6)).abs()).clamp(min=0)
-
-
-def move_against(scorer: TinyScorer, images: Tensor, shares: Tensor, generator: torch.Generator) -> Tensor:
-    """A step of the sign of the loss's gradient, of up to `LARGEST_MOVE`, drawn for each picture."""
-    images = images.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(F.cross_entropy(scorer.logits(images), shares), images)
-    size = LARGEST_MOVE * torch.rand(len(images), 1, 1, 1, generator=generator)
-    return (images + size * slope.sign()).detach()
 
 
 def score_all(scorer: TinyScorer, images: Tensor) -> Tensor:
@@ -84,7 +76,7 @@ def preferences(scorer: TinyScorer, images: Tensor, scenes: Scenes) -> dict[str,
     return figures
 
 
-def gain_of_one_step(scorer: TinyScorer, images: Tensor, generator: torch.Generator) -> dict[str, float]:
+def ways_back(scorer: TinyScorer, images: Tensor, generator: torch.Generator) -> dict[str, float]:
     """Cosine between the gradient of the score and the way back to the clean picture, for each kind at strength 1/2."""
     figures = {}
     for function in DEGRADATIONS:
@@ -100,7 +92,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("work"))
     parser.add_argument("--max_train_steps", type=int, default=1500)
-    parser.add_argument("--train_batch_size", type=int, default=64)
+    parser.add_argument("--train_batch_size", type=int, default=48)
     args = parser.parse_args()
     torch.manual_seed(0)
     _, pool = render_pool(30_000, args.work_dir, seed=1)
@@ -108,14 +100,14 @@ def main() -> None:
     def loss_of_step(scorer: TinyScorer, generator: torch.Generator) -> Tensor:
         images = take(pool, torch.randint(len(pool), (args.train_batch_size,), generator=generator))
         images, lost = spoil(images, generator)
-        shares = level_shares(level_of(lost))
-        return F.cross_entropy(scorer.logits(move_against(scorer, images, shares, generator)), shares)
+        images = images + GRAIN * (torch.rand(images.shape, generator=generator) * 2 - 1)
+        return F.cross_entropy(scorer.logits(images), level_shares(level_of(lost)))
 
     scorer = train(
         TinyScorer(),
         loss_of_step,
         steps=args.max_train_steps,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         checkpoint=args.work_dir / "quality.safetensors",
         ema_decay=0.995,
     )
@@ -130,7 +122,7 @@ def main() -> None:
         steps=args.max_train_steps,
         **rank_correlations(scorer, images, generator),
         **preferences(scorer, images, scenes),
-        **gain_of_one_step(scorer, images[:200], generator),
+        **ways_back(scorer, images[:200], generator),
     )
 
 

@@ -1,0 +1,199 @@
+"""`lbgen score`: folders of pictures and datasets, resumed, refused."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from lbgen_hf import quality
+from lbgen_hf.cli import main
+from lbgen_hf.quality.scorer import QualityScorer
+from lbgen_hf.quality.scoring import score_folder
+
+
+class Brightness(QualityScorer):
+    """1 for black, 5 for white; counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(4.0))
+        self.asked = 0
+
+    def _score(self, images: Tensor) -> Tensor:
+        self.asked += len(images)
+        return 1 + self.scale * images.mean((1, 2, 3))
+
+
+@pytest.fixture
+def scorer(monkeypatch: pytest.MonkeyPatch) -> Brightness:
+    scorer = Brightness().freeze()
+    monkeypatch.setattr(quality, "load_quality_scorer", lambda *_, **__: scorer)
+    return scorer
+
+
+def make_picture(level: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
+    return Image.new("RGB", size, (level, level, level))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for place in range(5):
+        size = (40, 36) if place % 2 else (64, 64)
+        make_picture(place * 51, size).save(folder / ("more" if place > 2 else ".") / f"{place}.png")
+    return folder
+
+
+def write_shards(folder: Path, num_shards: int = 3, rows: int = 4) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    (folder / "data").mkdir(parents=True)
+    for shard in range(num_shards):
+        levels = [20 * (shard * rows + row) for row in range(rows)]
+        columns = {"image": [make_picture(level) for level in levels], "label": [level // 20 % 2 for level in levels]}
+        data = datasets.Dataset.from_dict(columns, features=features)
+        data.to_parquet(folder / "data" / f"train-{shard:05d}-of-{num_shards:05d}.parquet")
+    metadata = {
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        "dataset_info": datasets.DatasetInfo(features=features)._to_yaml_dict(),
+    }
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# A dataset\n")
+
+
+def read_table(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "metadata.csv").open(newline="") as file:
+        return {row["file_name"]: row for row in csv.DictReader(file)}
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    return exit_.value.code or 0
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of an error."""
+    assert run(*arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("lbgen: error: ")
+    return line
+
+
+def test_folder_of_pictures_gets_a_column_that_datasets_reads(
+    pictures: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("score", pictures, "--quality", "lbgen-tiny", "--batch-size", 2) == 0
+    assert "5 pictures" in capsys.readouterr().out
+    table = read_table(pictures)
+    assert list(table) == ["0.png", "1.png", "2.png", "more/3.png", "more/4.png"]
+    assert [float(row["quality"]) for row in table.values()] == pytest.approx([1, 1.8, 2.6, 3.4, 4.2], abs=1e-4)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(pictures), split="train")
+    assert sorted(loaded["quality"]) == pytest.approx([1, 1.8, 2.6, 3.4, 4.2], abs=1e-4)
+
+
+def test_pictures_known_of_the_same_scorer_are_not_scored_again(pictures: Path, scorer: Brightness) -> None:
+    def score(name: str) -> int:
+        scorer.asked = 0
+        score_folder(pictures, name, lambda _: scorer)
+        return scorer.asked
+
+    assert [score("one"), score("one")] == [5, 0]
+    make_picture(255).save(pictures / "new.png")
+    assert [score("one"), score("another"), score("another")] == [1, 6, 0]
+
+
+def test_columns_of_others_are_kept(pictures: Path, scorer: Brightness) -> None:
+    (pictures / "metadata.csv").write_text("file_name,text\n1.png,one\ngone.png,gone\n")
+    score_folder(pictures, "one", lambda _: scorer)
+    table = read_table(pictures)
+    assert table["1.png"]["text"] == "one"
+    assert float(table["1.png"]["quality"]) == pytest.approx(1.8, abs=1e-4)
+    assert table["gone.png"] == {"file_name": "gone.png", "text": "gone", "quality": "", "quality_scorer": ""}
+
+
+def test_what_was_scored_before_a_bad_picture_is_kept(
+    pictures: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbgen_hf.quality.scoring._CHUNK", 2)
+    make_picture(0, (31, 64)).save(pictures / "more" / "z.png")
+    assert "more/z.png is 31x64; pictures of at least 32x32 are scored" in refusal(capsys, "score", pictures)
+    assert [name for name, row in read_table(pictures).items() if row["quality"]] == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "more/3.png",
+    ]
+    (pictures / "more" / "z.png").write_bytes(b"no picture")
+    assert "more/z.png cannot be read as a picture" in refusal(capsys, "score", pictures)
+
+
+def test_dataset_gets_a_column_and_still_loads(tmp_path: Path, scorer: Brightness) -> None:
+    write_shards(tmp_path)
+    before = datasets.load_dataset(str(tmp_path), split="train", cache_dir=tmp_path / "before")
+    assert run("score", tmp_path, "--quality", "lbgen-tiny") == 0
+    after = datasets.load_dataset(str(tmp_path), split="train", cache_dir=tmp_path / "after")
+    assert after.features == {**before.features, "quality": datasets.Value("float32")}
+    assert after["label"] == before["label"]
+    assert after["quality"] == pytest.approx([1 + 4 * 20 * row / 255 for row in range(12)], abs=1e-4)
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(np.array(old["image"]), np.array(new["image"]))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_dataset_goes_on_at_the_shard_where_it_stood(tmp_path: Path, scorer: Brightness) -> None:
+    write_shards(tmp_path)
+
+    def stop_in_second_shard(done: int, total: int) -> None:
+        assert total == 12
+        if done == 8:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        score_folder(tmp_path, "one", lambda _: scorer, progress=stop_in_second_shard)
+    assert not list(tmp_path.rglob("*.tmp"))
+    scorer.asked = 0
+    scored = score_folder(tmp_path, "one", lambda _: scorer)
+    assert (scorer.asked, scored.known, len(scored.scores)) == (8, 4, 12)
+    scorer.asked = 0
+    score_folder(tmp_path, "another", lambda _: scorer)
+    assert scorer.asked == 12
+
+
+def bad_folders(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    yield tmp_path / "absent", "is not a folder"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    yield empty, "has no pictures"
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    make_picture(0).save(foreign / "0.png")
+    (foreign / "metadata.csv").write_text("picture,text\n")
+    yield foreign, "has no column file_name"
+
+
+def test_bad_input_is_one_line(tmp_path: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, message in bad_folders(tmp_path):
+        assert message in refusal(capsys, "score", folder)
+
+
+def test_values_that_are_not_finite_are_refused(
+    pictures: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorer.scale.data.fill_(torch.nan)
+    assert "values that are not finite" in refusal(capsys, "score", pictures)
+
+
+def test_unknown_scorers_and_dtypes_are_refused(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "score", pictures, "--quality", "niceness")
+    assert "choose from lbgen-tiny, qalign, vlm:<repo>, pyiqa:<metric>" in line
+    assert "choose from float32, float16, bfloat16" in refusal(capsys, "score", pictures, "--dtype", "int8")
