@@ -112,8 +112,8 @@ class LbGenPipeline(StableDiffusionPipeline):
             pretrained_model_name_or_path: "lbgen-tiny", the model shipped with lbgen_hf; a folder or Hub id of a
                 Stable Diffusion pipeline; or of a LoRA (`pytorch_lora_weights.safetensors` and no `model_index.json`),
                 whose base is read from `base_model` in its README's front matter, loaded, and adapted.
-            **kwargs: as in diffusers; `class_labels` and `class_wnids` replace the saved class list. `revision` is the
-                given repo's, not the base's.
+            **kwargs: as in diffusers; `dtype` is float32 by default, `class_labels` and `class_wnids` replace the
+                saved class list, and `revision` is the given repo's, not the base's.
 
         Raises:
             UserError: there is no such model, its LoRA names no base, or does not fit it.
@@ -124,6 +124,8 @@ class LbGenPipeline(StableDiffusionPipeline):
             kwargs.setdefault("class_labels", class_labels)
         if "class_labels" in kwargs:
             kwargs.setdefault("class_wnids", None)  # not those of the saved list
+        if "torch_dtype" not in kwargs:  # left open, transformers takes the stored dtype and diffusers float32
+            kwargs.setdefault("dtype", torch.float32)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         with _explain_missing(source):
             if not _is_lora(source, revision=kwargs.get("revision"), **hub):

@@ -351,10 +351,14 @@ def test_lbgen_tiny_is_the_shipped_folder(tmp_path, monkeypatch):
     assert load("lbgen-tiny", class_labels=["leaf"]).class_labels == ["leaf"]
 
 
-def test_dtype_is_the_models(sd_folder):
-    pipe = load(sd_folder, dtype=torch.bfloat16)
-    assert pipe.unet.dtype == torch.bfloat16
-    assert draw(pipe, "star", seed=0).isfinite().all()
+def test_dtype_is_float32_unless_told_otherwise(pipe, sd_folder, tmp_path):
+    half = load(sd_folder, dtype=torch.bfloat16)
+    assert half.unet.dtype == half.text_encoder.dtype == torch.bfloat16
+    assert draw(half, "star", seed=0).isfinite().all()
+    half.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert again.unet.dtype == again.text_encoder.dtype == again.vae.dtype == torch.float32
+    assert (draw(again, "star", seed=0) - draw(pipe, "star", seed=0)).abs().max() < 0.05
 
 
 def test_a_lora_repo_loads_its_base(pipe, lora_folder, fresh_pipe):
