@@ -30,13 +30,13 @@ def make_metric(net: nn.Module, score_range: str | None = "0, 1", *, lower_bette
 
 @pytest.mark.parametrize(("lower_better", "expected"), [(False, [1, 2, 5]), (True, [5, 4, 1])])
 def test_range_and_direction_are_the_metrics_own(lower_better: bool, expected: list[float]) -> None:
-    scorer = PyiqaScorer(make_metric(Brightness(100), "~0, ~100", lower_better=lower_better)).freeze()
+    scorer = PyiqaScorer(make_metric(Brightness(100.0), "~0, ~100", lower_better=lower_better)).freeze()
     images = torch.tensor([0, 0.25, 1])[:, None, None, None].expand(-1, 3, 64, 64)
     torch.testing.assert_close(scorer(images), torch.tensor(expected, dtype=torch.float32))
 
 
 def test_beyond_its_approximate_range_the_score_stays_and_the_gradient_lives() -> None:
-    scorer = PyiqaScorer(make_metric(Brightness(2))).freeze()
+    scorer = PyiqaScorer(make_metric(Brightness(2.0))).freeze()
     images = torch.full((1, 3, 64, 64), 0.9, requires_grad=True)
     scores = scorer(images)
     scores.sum().backward()
@@ -77,7 +77,7 @@ def test_ranges_are_read_as_pyiqa_writes_them() -> None:
 def test_a_real_metric_has_a_gradient_and_an_unknown_one_is_refused() -> None:
     pyiqa = pytest.importorskip("pyiqa", reason="an optional extra: pip install 'lbgen_hf[qalign]'")
     torch.manual_seed(0)
-    scorer = PyiqaScorer(pyiqa.create_metric("cnniqa", device="cpu", pretrained=False)).freeze()
+    scorer = PyiqaScorer(pyiqa.create_metric("cnniqa", device="cpu", pretrained=None)).freeze()
     images = torch.rand(2, 3, 64, 64, requires_grad=True)
     scorer(images).sum().backward()
     assert images.grad.isfinite().all()
