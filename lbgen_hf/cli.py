@@ -231,8 +231,47 @@ def _silence_loading() -> None:
         library.utils.logging.disable_progress_bar()
 
 
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures, or a dataset's with parquet shards.")],
+    quality: Annotated[
+        str, typer.Option(help="The scorer: lbgen-tiny, qalign, vlm:<repo> or pyiqa:<metric>.")
+    ] = "lbgen-tiny",
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the fastest]")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16. [default: bfloat16 for qalign, vlm on a GPU]"),
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="8 or 4: quantise qalign or vlm with bitsandbytes.")] = None,
+) -> None:
+    """Score the quality of pictures in [1, 5]: a new column `quality` in a dataset's shards, or in metadata.csv."""
+    with report_errors("lbgen", "What was scored is kept; run the same command to go on."):
+        from lbgen_hf import quality as scorers
+        from lbgen_hf.quality.scoring import score_folder
+        from lbgen_hf.synthesis.draw import pick_device
+        from lbgen_hf.synthesis.job import DTYPES
+
+        if dtype is not None and dtype not in DTYPES:
+            raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+        options = {"device": pick_device(device), "dtype": DTYPES[dtype] if dtype else None, "bits": bits}
+        with _image_bar("scoring") as progress:
+            scored = score_folder(
+                folder,
+                quality,
+                lambda name: scorers.load_quality_scorer(name, **options),
+                batch_size=batch_size,
+                progress=progress,
+            )
+    mean = sum(scored.scores) / len(scored.scores)
+    typer.echo(
+        f"{len(scored.scores)} pictures, {scored.known} of them scored before: "
+        f"quality {mean:.2f} on average, {min(scored.scores):.2f} to {max(scored.scores):.2f}; in {scored.written_to}"
+    )
+
+
 @contextlib.contextmanager
-def _image_bar() -> Iterator[Callable[[int, int], None]]:
+def _image_bar(what: str = "drawing") -> Iterator[Callable[[int, int], None]]:
     """A progress bar with images/s and time left, told how many pictures of how many; one rank alone shows it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -245,7 +284,7 @@ def _image_bar() -> Iterator[Callable[[int, int], None]]:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()]
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     with Progress(*columns, console=console, speed_estimate_period=300) as bar:
-        task = bar.add_task("drawing", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
