@@ -155,6 +155,15 @@ def test_same_seeds_same_pictures_whatever_the_batch_and_order(fresh_pipe, sched
     assert (whole.images[0] - whole.images[1]).abs().max() > 1e-2
 
 
+def test_the_trained_models_pictures_do_not_depend_on_the_batch():
+    """Trained weights over all 50 steps of the paper's sampler: what rounding can grow to."""
+    pipe = load("lbgen-tiny")
+    whole = pipe(["star", "fish", "house"], seed=5, output_type="pt")
+    alone = pipe("fish", generator=torch.Generator().manual_seed(whole.seeds[1]), output_type="pt")
+    assert (alone.images[0] - whole.images[1]).abs().max() < 1e-4
+    assert whole.images.std() > 0.1
+
+
 def test_a_label_that_comes_again_goes_on_counting(pipe):
     apart = pipe(["star", "tench", "star"], seed=0, num_inference_steps=1)
     together = pipe("star", images_per_class=2, seed=0, num_inference_steps=1)
