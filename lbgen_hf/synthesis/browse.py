@@ -7,7 +7,7 @@ row groups, however large the dataset is.
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ _MAX_RECORD_BYTES = 16 * 2**20
 _MAX_GROUP_BYTES = 512 * 2**20
 _MAX_PIXELS = 4096 * 4096
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_DAMAGE = (pa.ArrowException, Image.DecompressionBombError, ValueError, KeyError, TypeError, IndexError)
 
 
 class Shown(NamedTuple):
@@ -43,25 +44,33 @@ class Shown(NamedTuple):
 
 
 class DatasetBrowser:
-    """A generated dataset whose pictures are fetched when looked at.
-
-    Args:
-        source: a folder, or `user/name` on the Hub.
-        token: for the Hub: a token, True for the saved one, False for none.
+    """A generated dataset whose pictures are fetched when looked at: `from_folder` or `from_hub`.
 
     Raises:
         UserError: there is no such dataset, or lbGen did not make it.
     """
 
-    def __init__(self, source: str | Path, token: str | bool | None = None) -> None:
-        self.name = str(source)
-        self._files: AbstractFileSystem
-        if Path(source).is_dir():
-            self._files, self._root = LocalFileSystem(), str(Path(source).resolve())
-        else:
-            self._files, self._root = HfFileSystem(token=token), f"datasets/{check_repo_id(self.name)}"
+    def __init__(self, files: AbstractFileSystem, root: str, name: str) -> None:
+        self.name = name
+        self._files, self._root = files, root
         with self._explain():
             self.settings = self._read_settings()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "DatasetBrowser":
+        """Open a folder that `lbgen generate` made."""
+        return cls(LocalFileSystem(), folder.resolve().as_posix(), folder.resolve().name)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, token: str | bool | None = None) -> "DatasetBrowser":
+        """Open what `lbgen publish` uploaded.
+
+        Args:
+            repo_id: user/name.
+            token: default: the saved one; False for none, which sees what the public sees.
+        """
+        files = HfFileSystem(token=token, skip_instance_cache=True)
+        return cls(files, f"datasets/{check_repo_id(repo_id)}", repo_id)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -120,9 +129,13 @@ class DatasetBrowser:
             raise UserError(
                 f"no lbGen dataset {self.name!r}: it is absent, private, or without generation.json and shards"
             ) from error
-        except (pa.ArrowException, ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        except (*_DAMAGE, OSError) as error:
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             raise UserError(f"cannot read {self.name!r}: {reason}") from error
+        except Exception as error:  # the client's transport has errors of its own
+            if type(error).__module__.partition(".")[0] in ("httpx", "httpx2"):
+                raise UserError(f"cannot reach the Hub ({error})") from error
+            raise
 
 
 def check_repo_id(repo_id: str) -> str:

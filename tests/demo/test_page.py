@@ -1,0 +1,182 @@
+"""The served page through its API, as `gradio_client` and strangers use it."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import ValidationError
+from loopback import TOKEN, Hub, Repo
+from PIL import Image
+from studio import Request, Studio
+
+CALL = {"classes": ["star"], "images_per_class": 1, "seed": 0, "steps": 4, "guidance_scale": 2.0, "lora_scale": 1.0}
+SECRET = "the secret of this machine"
+
+
+@pytest.fixture(scope="module")
+def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+def opened(gallery: list[dict]) -> list[np.ndarray]:
+    return [np.asarray(Image.open(item["image"])) for item in gallery]
+
+
+def test_draw_gives_both_pictures_as_png_with_label_scores_and_seed(client: Client, studio: Studio) -> None:
+    base, lbgen, table, _ = client.predict(**CALL, api_name="/draw")
+    *_, alone = studio.draw(Request((3,), 1, 0, 4, 2.0, 1.0))
+    for gallery, variant in ((base, "base"), (lbgen, "lbgen")):
+        assert Image.open(gallery[0]["image"]).format == "PNG"
+        assert gallery[0]["caption"].startswith("star · CLIP ")
+        np.testing.assert_array_equal(opened(gallery)[0], np.asarray(alone.pictures[variant][0].image))
+    assert [row[:3] for row in table["data"]] == [
+        [v, "star", str(alone.pictures[v][0].seed)] for v in ("base", "lbgen")
+    ]
+
+
+def test_twenty_clients_at_once_get_what_each_would_get_alone(url: str, studio: Studio, tmp_path: Path) -> None:
+    def draw(number: int) -> list[list[np.ndarray]]:
+        client = Client(url, verbose=False, download_files=tmp_path / str(number))
+        call = {**CALL, "classes": [studio.class_names[number % 4]], "seed": number, "lora_scale": 0.25 * (number % 5)}
+        return [opened(gallery) for gallery in client.predict(**call, api_name="/draw")[:2]]
+
+    with ThreadPoolExecutor(20) as threads:
+        together = list(threads.map(draw, range(20)))
+    for number, (base, lbgen) in enumerate(together):
+        *_, alone = studio.draw(Request((number % 4,), 1, number, 4, 2.0, 0.25 * (number % 5)))
+        np.testing.assert_array_equal(base[0], np.asarray(alone.pictures["base"][0].image))
+        np.testing.assert_array_equal(lbgen[0], np.asarray(alone.pictures["lbgen"][0].image))
+
+
+BAD_CALLS = [
+    {"classes": ["tenhc"]},
+    {"classes": []},
+    {"classes": "../../../etc/passwd"},
+    {"classes": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]},
+    {"images_per_class": 10**9},
+    {"seed": -1},
+    {"steps": 10**9},
+    {"guidance_scale": "high"},
+    {"lora_scale": 2},
+]
+
+
+@pytest.mark.parametrize("change", BAD_CALLS, ids=str)
+def test_bad_input_is_a_4xx_with_a_message(url: str, change: dict) -> None:
+    answer = httpx.post(f"{url}gradio_api/call/draw", json={"data": list({**CALL, **change}.values())})
+    assert 400 <= answer.status_code < 500
+    assert "Traceback" not in answer.text
+
+
+def test_the_client_shows_the_message(client: Client) -> None:
+    with pytest.raises(ValidationError, match="did you mean 'tench'"):
+        client.predict(**{**CALL, "classes": ["tenhc"]}, api_name="/draw")
+
+
+def test_the_queue_cannot_be_passed_by(url: str) -> None:
+    for route in ("run/draw", "api/draw"):
+        assert httpx.post(f"{url}gradio_api/{route}", json={"data": list(CALL.values())}).status_code == 404
+
+
+# ---- datasets
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, dataset: Path):
+    """A Hub with a public dataset, a private one, and a repo that is no dataset of ours."""
+    import huggingface_hub.constants
+
+    files = {p.relative_to(dataset).as_posix(): p.read_bytes() for p in dataset.rglob("*") if p.is_file()}
+    with Hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        urls = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", urls)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        hub.repos["datasets", "ada/public"] = Repo(private=False, files=files)
+        hub.repos["datasets", "ada/private"] = Repo(private=True, files=files)
+        hub.repos["datasets", "ada/other"] = Repo(private=False, files={"README.md": b"hello"})
+        yield hub
+
+
+@pytest.mark.parametrize("name", ["pictures", "ada/public"])
+def test_a_dataset_is_shown_class_by_class(client: Client, hub: Hub, dataset: Path, name: str) -> None:
+    import datasets
+
+    choices = client.predict(name, api_name="/classes")[0]["choices"]
+    assert [choice[0] for choice in choices] == [f"class {i}" for i in range(12)]
+    gallery, _ = client.predict(name, "class 4", 1, api_name="/pictures")
+    rows = datasets.load_dataset(str(dataset), split="train").filter(lambda row: row["label"] == 4)
+    assert [item["caption"] for item in gallery] == [f"class 4 {row['index']}" for row in rows][:4]
+    for picture, row in zip(opened(gallery), rows, strict=False):
+        np.testing.assert_array_equal(picture, np.asarray(row["image"]))
+
+
+BAD_DATASETS = [
+    *("", "nobody/nothing", "ada/other", "ada/private", "ada/public@refs/pr/1", "x" * 10_000),
+    *("/etc/passwd", "../../etc", "../pictures", "./pictures", "tests/demo", "~/pictures", "pictures/../pictures"),
+    *("file:///etc/passwd", "http://127.0.0.1:1/x", "ada/public/../../x", "ada%2Fpublic", "pictures\x00"),
+]
+
+
+@pytest.mark.parametrize("name", BAD_DATASETS)
+def test_datasets_that_are_not_for_visitors_are_a_4xx(url: str, hub: Hub, name: str) -> None:
+    for route, data in (("classes", [name]), ("pictures", [name, "class 4", 1])):
+        answer = httpx.post(f"{url}gradio_api/call/{route}", json={"data": data})
+        assert 400 <= answer.status_code < 500, answer.text
+        assert "Traceback" not in answer.text
+        assert str(Path.cwd()) not in answer.text
+
+
+@pytest.mark.parametrize("data", [["pictures", "class 99", 1], ["pictures", None, 1], ["pictures", "class 4", 0]])
+def test_bad_classes_and_pages_are_a_4xx(url: str, data: list) -> None:
+    assert httpx.post(f"{url}gradio_api/call/pictures", json={"data": data}).status_code == 422
+
+
+# ---- what must not leave the machine
+
+
+def test_no_file_of_the_machine_can_be_read(url: str, dataset: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text(SECRET)
+    up = "../" * 12
+    names = [str(secret), f"{up}{secret}", f"..%2f..%2f..%2f{secret}", str(dataset / "generation.json"), "demo/app.py"]
+    for name in names:
+        for route in (
+            "file=",
+            "file/",
+            "static/",
+            "theme.css/",
+            "component/",
+            "upload/",
+            "proxy=",
+            "custom_component/",
+        ):
+            for prefix in ("gradio_api/", ""):
+                answer = httpx.get(f"{url}{prefix}{route}{name}")
+                assert SECRET not in answer.text
+                assert "stand-in" not in answer.text  # of generation.json
+                assert "ZeroGPU" not in answer.text  # of app.py
+    for api, count in (("draw", 6), ("classes", 1), ("pictures", 3)):
+        for place in range(count):
+            file = {"path": str(secret), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
+            data = [file if i == place else value for i, value in enumerate([*CALL.values()][:count])]
+            answer = httpx.post(f"{url}gradio_api/call/{api}", json={"data": data})
+            assert 400 <= answer.status_code < 500
+            assert SECRET not in answer.text
+
+
+def test_the_servers_token_never_reaches_a_visitor(url: str, client: Client, hub: Hub) -> None:
+    answers = [client.predict("ada/public", api_name="/classes")]
+    answers.append(client.predict("ada/public", "class 1", 1, api_name="/pictures"))
+    pages = [httpx.get(f"{url}{path}").text for path in ("", "config", "gradio_api/info", "gradio_api/startup-events")]
+    assert TOKEN not in json.dumps([*pages, *answers])
+
+
+def test_uploads_are_refused(url: str) -> None:
+    answer = httpx.post(f"{url}gradio_api/upload", files={"files": ("x.bin", b"0" * 10_000)})
+    assert answer.status_code >= 400
