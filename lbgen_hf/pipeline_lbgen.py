@@ -91,18 +91,18 @@ class LbGenPipeline(StableDiffusionPipeline):
         feature_extractor: CLIPImageProcessor,
         image_encoder: CLIPVisionModelWithProjection = None,
         requires_safety_checker: bool = True,
-        class_labels: list | None = None,
-        class_wnids: list | None = None,
+        class_labels: list | dict | None = None,
+        class_wnids: list | dict | None = None,
     ) -> None:
         parts = vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder
         super().__init__(*parts, requires_safety_checker=requires_safety_checker)
         if class_labels is None:
             class_labels, class_wnids = _default_classes()
+        class_labels, class_wnids = _in_order(class_labels), _in_order(class_wnids)
         if class_labels is not None:
             _check_classes(class_labels, class_wnids)
-        self.register_to_config(
-            class_labels=class_labels and list(class_labels), class_wnids=class_wnids and list(class_wnids)
-        )
+        # As dicts, id to value: diffusers takes a list in the config of a Hub repo for a component to download.
+        self.register_to_config(class_labels=_by_id(class_labels), class_wnids=_by_id(class_wnids))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "LbGenPipeline":
@@ -154,12 +154,12 @@ class LbGenPipeline(StableDiffusionPipeline):
     @property
     def class_labels(self) -> list[str] | None:
         """The names of the classes, in the order of their ids."""
-        return self.config.class_labels and list(self.config.class_labels)
+        return _in_order(self.config.class_labels)
 
     @property
     def class_wnids(self) -> list[str | None] | None:
         """The WordNet ids of the classes, in the order of their ids; None where there are none."""
-        return self.config.class_wnids and list(self.config.class_wnids)
+        return _in_order(self.config.class_wnids)
 
     def get_label_ids(self, class_labels: str | int | Sequence[str | int]) -> list[int]:
         """Class ids of names, wnids or ids.
@@ -327,6 +327,17 @@ def _default_classes() -> tuple[tuple | None, tuple | None]:
         return None, None
     classes = load_class_names("imagenet-1k")
     return classes.names, classes.wnids
+
+
+def _in_order(values: Sequence | dict | None) -> list | None:
+    """The values of a class list, or of the dict that it is saved as (whose keys JSON has sorted as text)."""
+    if isinstance(values, dict):
+        return [values[class_id] for class_id in sorted(values, key=int)]
+    return None if values is None else list(values)
+
+
+def _by_id(values: list | None) -> dict[str, str | None] | None:
+    return None if values is None else {str(class_id): value for class_id, value in enumerate(values)}
 
 
 def _check_classes(class_labels: Sequence[str], class_wnids: Sequence[str | None] | None) -> None:
