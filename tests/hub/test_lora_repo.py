@@ -1,0 +1,90 @@
+"""A LoRA as train_lbgen.py --push_to_hub publishes it, loaded back the three ways that its card promises."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from loopback import Hub, Repo
+
+from lbgen_hf.fine_tuning.lora import add_lora, push, save_lora, write_card
+from lbgen_hf.pipeline_lbgen import LbGenPipeline
+
+BASE, LORA = "ada/base", "ada/lora"
+STEPS = 4
+
+
+@pytest.fixture
+def published(hub: Hub, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Publish a base and a LoRA; returns what the LoRA draws for "goldfish" from seed 0."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    files = {p.relative_to(sd_folder).as_posix(): p.read_bytes() for p in sd_folder.rglob("*") if p.is_file()}
+    hub.repos["models", BASE] = Repo(private=False, files=files)
+    pipe = LbGenPipeline.from_pretrained(str(sd_folder))
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)
+    for parameter in add_lora(pipe.unet, rank=2, alpha=3):
+        torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    save_lora(pipe.unet, folder)
+    write_card(folder, base_model=BASE, class_names=pipe.class_labels, options={}, rows=[], step=1)
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "state.pt").write_bytes(b"optimizer")
+    push(folder, LORA)
+    return draw(pipe)
+
+
+def draw(pipe) -> np.ndarray:
+    generator = torch.Generator().manual_seed(0)
+    call = {"generator": generator, "num_inference_steps": STEPS, "guidance_scale": 2.0, "output_type": "np"}
+    return pipe(prompt="goldfish", **call).images
+
+
+def test_only_the_lora_its_card_and_its_pipeline_are_uploaded(hub: Hub, published: np.ndarray) -> None:
+    assert set(hub.repos["models", LORA].files) == {"README.md", "pipeline.py", "pytorch_lora_weights.safetensors"}
+
+
+def test_lbgen_pipeline_loads_it_with_its_base(published: np.ndarray) -> None:
+    pipe = LbGenPipeline.from_pretrained(LORA)
+    np.testing.assert_allclose(draw(pipe), published, atol=1e-5)
+    assert pipe("goldfish", num_inference_steps=2).class_names == ["goldfish"]
+
+
+def test_plain_diffusers_loads_it(published: np.ndarray) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(BASE)
+    without = draw(pipe)
+    pipe.load_lora_weights(LORA)
+    np.testing.assert_allclose(draw(pipe), published, atol=1e-5)
+    assert abs(without - published).max() > 1e-2
+
+
+def test_its_own_pipeline_runs_without_lbgen_hf(hub: Hub, published: np.ndarray, tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["lbgen_hf"] = None  # not installed
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({BASE!r}, custom_pipeline={LORA!r}, trust_remote_code=True)
+assert type(pipe).__name__ == "LbGenPipeline", type(pipe)
+pipe.load_lora_weights({LORA!r})
+output = pipe(
+    "goldfish", generator=torch.Generator().manual_seed(0), num_inference_steps={STEPS}, output_type="np"
+)
+assert output.class_ids == [1]
+np.save("drawn.npy", output.images)
+"""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": "",
+    }
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "drawn.npy"), published, atol=1e-5)
