@@ -336,6 +336,14 @@ def test_saved_pipelines_come_back_with_their_classes(pipe, tmp_path):
     assert torch.equal(draw(again, "star", seed=0), draw(pipe, "star", seed=0))
 
 
+def test_long_class_lists_keep_their_order(tmp_path):
+    names = [f"class {i}" for i in range(101)]
+    LbGenPipeline(**make_components(), class_labels=names, class_wnids=[None] * 101).save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert again.class_labels == names
+    assert again.get_label_ids(["class 2", "class 100"]) == [2, 100]
+
+
 def test_a_class_list_given_at_loading_replaces_the_saved_one(sd_folder):
     pipe = load(sd_folder, class_labels=["moon", "sun"])
     assert pipe.class_labels == ["moon", "sun"]
