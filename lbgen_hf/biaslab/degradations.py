@@ -34,12 +34,15 @@ def noise(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tens
 
 
 def jpeg(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tensor:
-    """JPEG, quality from 90 down to 4."""
-    qualities = 4 + 86 * (1 - strengths).square()
-    spoilt = [
-        decode_jpeg(encode_jpeg(image, quality))
-        for image, quality in zip((images * 255).round().byte().cpu(), qualities.round().int().tolist(), strict=True)
-    ]
+    """JPEG, quality from 90 down to 4, its blocks of 8 pixels shifted at random as in a picture that was cropped."""
+    qualities = (4 + 86 * (1 - strengths).square()).round().int().tolist()
+    shifts = torch.randint(8, (len(images), 2), generator=generator).tolist()
+    height, width = images.shape[-2:]
+    padded = (F.pad(images, (8, 8, 8, 8), mode="replicate") * 255).round().byte().cpu()
+    spoilt = []
+    for picture, quality, (down, right) in zip(padded, qualities, shifts, strict=True):
+        decoded = decode_jpeg(encode_jpeg(picture[:, down:, right:].contiguous(), quality))
+        spoilt.append(decoded[:, 8 - down : 8 - down + height, 8 - right : 8 - right + width])
     return torch.stack(spoilt).to(images) / 255
 
 

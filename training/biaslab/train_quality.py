@@ -25,17 +25,19 @@ GRAIN = 3 / 255
 
 
 def draw_strengths(count: int, generator: torch.Generator, *, held_out: bool = False) -> Tensor:
-    """(count,) in [0, 1]: around 0, 1/4, 1/2, 3/4, 1, or held out: in the middle between them."""
+    """(count,) in [0, 1]: 0 and around 1/4, 1/2, 3/4, 1, or held out: in the middle between them."""
     jitter = (torch.rand(count, generator=generator) * 2 - 1) * LEVEL_WIDTH
     level = torch.randint(4 if held_out else 5, (count,), generator=generator) / 4
-    return (level + (0.125 if held_out else 0) + jitter * (0.5 if held_out else 1)).clamp(0, 1)
+    if held_out:
+        return level + 0.125 + jitter / 2
+    return torch.where(level > 0, (level + jitter).clamp(max=1), 0)
 
 
 def spoil(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One degradation, and on every third picture a second one. Returns images and what is lost of them (B,)."""
+    """Degrade three of four pictures, then one of three. Returns images and what is lost of them (B,) in [0, 1]."""
     count = len(images)
     kept = torch.ones(count)
-    for share in (1.0, 1 / 3):
+    for share in (3 / 4, 1 / 3):
         strengths = draw_strengths(count, generator) * (torch.rand(count, generator=generator) < share)
         kinds = torch.randint(len(DEGRADATIONS), (count,), generator=generator)
         images = degrade(images, kinds, strengths, generator)
@@ -91,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=1500)
+    parser.add_argument("--max_train_steps", type=int, default=3000)
     parser.add_argument("--train_batch_size", type=int, default=48)
     args = parser.parse_args()
     torch.manual_seed(0)
