@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from lbgen_hf.synthesis.settings import WORK_FOLDER, Settings
 from lbgen_hf.synthesis.shard import ROW_GROUP_SIZE, explain_no_space, read_left_out, shard_features
@@ -81,8 +81,9 @@ def make_contact_sheet(out: Path, settings: Settings) -> Image.Image:
     ids = {class_ids[line] + column * plan.num_classes: (line, column) for line, column in cells}
     sheet = Image.new("RGB", (_LABEL_WIDTH + columns * _CELL, count * _CELL), "white")
     pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
     for line, class_id in enumerate(class_ids):
-        pen.text((6, line * _CELL + _CELL // 2 - 6), settings.classes[class_id][:20], fill="black")
+        pen.text((6, line * _CELL + _CELL // 2), settings.classes[class_id][:18], "black", font, anchor="lm")
     for image_id, picture in read_pictures(out, settings, list(ids)).items():
         line, column = ids[image_id]
         cell = picture.resize((_CELL - 2, _CELL - 2), Image.Resampling.BICUBIC)
