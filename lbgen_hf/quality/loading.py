@@ -41,29 +41,30 @@ def load_quality_scorer(
     if name not in ("lbgen-tiny", "qalign") and not (family in ("vlm", "pyiqa") and rest):
         raise UserError(f"unknown quality scorer {name!r}; choose from {', '.join(NAMES)}")
     device = torch.device(device or "cpu")
-    if family in ("qalign", "vlm"):
-        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        loading = {"dtype": dtype, **_quantisation(bits, device, dtype)}
-        return _load_language_model(family, rest, loading, gradient_checkpointing).to(device).freeze()
-    if bits or gradient_checkpointing:
+    large = family in ("qalign", "vlm")
+    if not large and (bits or gradient_checkpointing):
         raise UserError(f"{name} is small: bits and gradient checkpointing are for qalign and vlm:<repo>")
-    return _load_network(family, rest).to(device, dtype).freeze()
-
-
-def _load_language_model(
-    family: str, repo: str, loading: dict[str, Any], gradient_checkpointing: bool
-) -> QualityScorer:
-    from lbgen_hf.quality.qalign import QAlignScorer
-    from lbgen_hf.quality.vlm import VlmScorer
-
     try:
-        if family == "qalign":
-            return QAlignScorer.from_pretrained(gradient_checkpointing=gradient_checkpointing, **loading)
-        return VlmScorer.from_pretrained(repo, gradient_checkpointing=gradient_checkpointing, **loading)
+        if large:
+            dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+            loading = {"dtype": dtype, **_quantisation(bits, device, dtype)}
+            scorer = _load_language_model(family, rest, gradient_checkpointing=gradient_checkpointing, **loading)
+            return (scorer if bits else scorer.to(device)).freeze()
+        return _load_network(family, rest).to(device, dtype).freeze()
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the scorer {repo or family}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot load the scorer {name}: {str(error).splitlines()[0]}") from error
+
+
+def _load_language_model(family: str, repo: str, **options: Any) -> QualityScorer:
+    if family == "qalign":
+        from lbgen_hf.quality.qalign import QAlignScorer
+
+        return QAlignScorer.from_pretrained(**options)
+    from lbgen_hf.quality.vlm import VlmScorer
+
+    return VlmScorer.from_pretrained(repo, **options)
 
 
 def _load_network(family: str, metric: str) -> QualityScorer:

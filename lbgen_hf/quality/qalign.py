@@ -125,6 +125,6 @@ class QAlignScorer(QualityScorer):
 
     def _score(self, images: Tensor) -> Tensor:
         pixels = self.preprocess(images).to(self.model.dtype)
-        prompts = self.prompt.expand(len(images), -1)
+        prompts = self.prompt.to(images.device).expand(len(images), -1)
         logits = self.model(input_ids=prompts, images=pixels, use_cache=False, return_dict=True).logits
         return expected_level(logits[:, -1, self.level_ids])

@@ -1,4 +1,4 @@
-"""The shipped scorer on scenes it never saw: it ranks known degradations, and prefers no background, texture or place."""
+"""The shipped scorer on scenes it never saw: it ranks known degradations, and prefers no context."""
 
 import pytest
 import torch
@@ -33,9 +33,7 @@ def score_all(scorer: QualityScorer, images: Tensor) -> Tensor:
         return torch.cat([scorer(batch) for batch in images.split(100)])
 
 
-def test_ranks_degradations_at_strengths_between_those_it_was_trained_on(
-    scorer: QualityScorer, images: Tensor
-) -> None:
+def test_ranks_degradations_at_strengths_between_those_it_was_trained_on(scorer: QualityScorer, images: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     strengths = HELD_OUT_STRENGTHS.repeat(24)
     scores = [score_all(scorer, degrade(images[:120], strengths, generator)) for degrade in DEGRADATIONS]
