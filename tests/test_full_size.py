@@ -5,12 +5,13 @@ import multiprocessing
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from tiny import make_tokenizer
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
@@ -23,9 +24,9 @@ class Run:
     """What the process of its own reports: parameters of the UNet, latents without and with the LoRA, the picture."""
 
     unet_parameters: int
-    plain: Tensor
-    adapted: Tensor
-    image: Tensor
+    plain: np.ndarray
+    adapted: np.ndarray
+    image: np.ndarray
     peak_gigabytes: float
 
 
@@ -87,7 +88,7 @@ def run(folder: Path) -> Run:
     image = pipe("goldfish", seed=0, num_inference_steps=2, output_type="pt", callback_on_step_end=keep).images
     parameters = sum(p.numel() for name, p in pipe.unet.named_parameters() if "lora" not in name)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Run(parameters, plain.float(), adapted[-1].float(), image.float(), peak)
+    return Run(parameters, *(x.float().numpy() for x in (plain, adapted[-1], image)), peak)
 
 
 @pytest.mark.slow
@@ -98,6 +99,6 @@ def test_sd15_runs_with_a_rank_128_lora_in_8_gigabytes(tmp_path):
     assert 859e6 < done.unet_parameters < 860e6
     assert done.plain.shape == done.adapted.shape == (1, 4, 64, 64)
     assert done.image.shape == (1, 3, 512, 512)
-    assert done.image.isfinite().all()
-    assert (done.adapted - done.plain).abs().max() > 1e-2
+    assert np.isfinite(done.image).all()
+    assert np.abs(done.adapted - done.plain).max() > 1e-2
     assert done.peak_gigabytes < 8
