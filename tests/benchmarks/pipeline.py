@@ -26,7 +26,7 @@ def draw_plain(plain: StableDiffusionPipeline, names: list[str], seeds: list[int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="lbgen-tiny")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
 
