@@ -1,7 +1,9 @@
 """The command line `lbgen`: thin, one function a command. Heavy imports stay inside the commands."""
 
 import contextlib
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -139,13 +141,19 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="The dataset folder.")] = Path("lbgen-quickstart"),
     seed: Annotated[int, typer.Option(help="Base seed.")] = 0,
 ) -> None:
-    """Draw a small labelled dataset with the shipped model: every class, some pictures each."""
+    """Draw a small labelled dataset with the shipped model, and show how biased it is beside the base model's."""
     with report_errors("lbgen", f"Finished shards are kept in {out}; run the same command to go on."):
         from lbgen_hf.synthesis.quickstart import run_quickstart
 
         _silence_loading()
         with _image_bar() as progress:
-            run_quickstart(out, seed, progress)
+            drawn = run_quickstart(out, seed, progress)
+    if drawn.base:
+        from lbgen_hf.biaslab.measure import format_comparison
+
+        typer.echo(f"lbGen's pictures are in {out}, the base model's, from the same noise, in {drawn.base}.")
+        typer.echo("What an independent judge sees in them (mutual information of class and context, in nats):\n")
+        typer.echo(f"{format_comparison(drawn.figures)}\n")
     _say_how_to_load(out)
 
 
@@ -221,6 +229,34 @@ def export(
     typer.echo(f"wrote {len(tars)} tars; load_dataset('webdataset', data_files='{target}/*.tar') opens them")
 
 
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="lbgen-tiny, a folder, or a Hub id of a model or a LoRA.")] = "lbgen-tiny",
+    lora: Annotated[str | None, typer.Option(help="A LoRA to compare with it. [default: lbgen-tiny's own]")] = None,
+    quality: Annotated[
+        str | None, typer.Option(help="A quality scorer, as in `lbgen score`. [default: lbgen-tiny's own, else none]")
+    ] = None,
+    dataset: Annotated[list[Path] | None, typer.Option(help="A generated dataset to look at; may be repeated.")] = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="[default: the first free one from 7860]")] = None,
+) -> None:
+    """Open a page that draws classes with the base model and with lbGen, and shows datasets and measured bias."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the demo needs gradio: pip install 'lbgen_hf[demo]'")
+    _silence_loading()
+    sys.path.insert(0, str(_program_folder("demo")))
+    from app import launch
+
+    launch(model, lora, quality, dataset or [], server_name=host, server_port=port)
+
+
+def _program_folder(name: str) -> Path:
+    """A folder of programs: in the wheel it lies inside the package, in a checkout beside it."""
+    package = Path(lbgen_hf.__file__).parent
+    packed = package / f"_{name}"
+    return packed if packed.is_dir() else package.parent / name
+
+
 def _silence_loading() -> None:
     """One progress bar is enough: ours."""
     import diffusers
@@ -283,9 +319,18 @@ def _image_bar(what: str = "drawing") -> Iterator[Callable[[int, int], None]]:
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()]
     console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
-    with Progress(*columns, console=console, speed_estimate_period=300) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=console, speed_estimate_period=300)
+    task = bar.add_task(what, total=None)
+
+    def show(done: int, total: int) -> None:
+        bar.start()  # not before there is something to show: an error stays one line
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _say_how_to_load(out: Path) -> None:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from lbgen_hf.synthesis.settings import WORK_FOLDER
@@ -65,6 +66,10 @@ class Claims:
         """Let go of a shard."""
         self._release(self.folder / str(shard))
 
+    def leave(self, shard: int) -> None:
+        """Leave the claim of a finished shard to expire: a network disk shows others the shard only after a while."""
+        self._held.discard(self.folder / str(shard))
+
     def _release(self, path: Path) -> None:
         self._held.discard(path)
         path.unlink(missing_ok=True)
@@ -92,10 +97,10 @@ class Claims:
                     os.utime(path)
 
 
-def count_live(out: Path) -> int:
-    """How many shards of the dataset folder `out` are claimed by workers that live."""
-    folder = out / WORK_FOLDER / "claims"
-    return sum(_live_owner(path, time.time()) is not None for path in folder.iterdir()) if folder.exists() else 0
+def count_live(out: Path, shards: Iterable[int]) -> int:
+    """How many living workers have claims on some shards of the dataset folder `out`."""
+    owners = (_live_owner(out / WORK_FOLDER / "claims" / str(shard), time.time()) for shard in shards)
+    return len({owner.get("token") for owner in owners if owner is not None})
 
 
 def _live_owner(path: Path, now: float) -> dict | None:

@@ -19,8 +19,17 @@ class CachedUNet:
 
     def reset(self) -> None:
         """Forget the features of the last batch."""
-        self._shallow_calls = 0
+        self._calls_since_whole = 0
+        self._deep_batch = 0
         self._deep: Tensor | None = None
+
+    def is_whole(self, batch: int) -> bool:
+        """Whether the next call, of `batch` samples, runs the deep half; counts that call."""
+        self._calls_since_whole += 1
+        whole = self._deep_batch < batch or self._calls_since_whole == self.interval
+        if whole:
+            self._calls_since_whole, self._deep_batch = 0, batch
+        return whole
 
     def __call__(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
         """Predict as the UNet does.
@@ -36,10 +45,8 @@ class CachedUNet:
         skips = (self.unet.conv_in(sample),)
         hidden, more = _run(self.unet.down_blocks[0], skips[0], time, embeddings)
         skips += more
-        self._shallow_calls += 1
-        if self._deep is None or len(self._deep) < len(sample) or self._shallow_calls == self.interval:
+        if self.is_whole(len(sample)):
             self._deep = self._run_deep(hidden, skips, time, embeddings)
-            self._shallow_calls = 0
         last = self.unet.up_blocks[-1]
         hidden = _run(last, self._deep[-len(sample) :], time, embeddings, skips[: len(last.resnets)])
         return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(hidden)))

@@ -1,5 +1,6 @@
 """The whole job: a class list and a model in, a dataset folder out. Every process that runs it is one worker."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -62,7 +63,7 @@ def generate(
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
     place = place or Place.from_environment()
     open_folder(out, settings)
-    _remove_old_drafts(out)
+    _remove_old_work(out)
 
     def report(num_in_hand: int) -> None:
         total = settings.plan.num_images
@@ -86,11 +87,10 @@ def num_finished_images(out: Path, settings: Settings) -> int:
     return min(settings.plan.num_images, finished * settings.plan.shard_size)
 
 
-def _remove_old_drafts(out: Path) -> None:
-    """Shards half-written by workers that died."""
-    for draft in (out / WORK_FOLDER).glob("*.tmp"):
-        try:
-            if time.time() - draft.stat().st_mtime > EXPIRY_S:
-                draft.unlink()
-        except FileNotFoundError:  # its writer lives, and has just renamed it
-            continue
+def _remove_old_work(out: Path) -> None:
+    """Half-written shards of workers that died, and expired claims."""
+    work = out / WORK_FOLDER
+    for path in [*work.glob("*.tmp"), *work.glob("claims/*")]:
+        with contextlib.suppress(FileNotFoundError):  # its owner lives, and has just renamed or removed it
+            if time.time() - path.stat().st_mtime > EXPIRY_S:
+                path.unlink()

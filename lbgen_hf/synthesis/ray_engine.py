@@ -65,6 +65,9 @@ def generate_with_ray(
     on_gpu = (job.device or "").startswith("cuda")
     actor = ray.remote(num_gpus=1 if on_gpu else 0, max_restarts=-1, max_task_retries=-1)(ShardActor)
     pool = ActorPool([actor.remote(out, job, settings, batch_size) for _ in range(min(num_workers, len(todo)))])
-    for _ in pool.map_unordered(lambda worker, shard: worker.draw.remote(shard), todo) if todo else ():
-        progress(num_finished_images(out, settings), settings.plan.num_images)
+    try:
+        for _ in pool.map_unordered(lambda worker, shard: worker.draw.remote(shard), todo) if todo else ():
+            progress(num_finished_images(out, settings), settings.plan.num_images)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
     write_card(out, settings)

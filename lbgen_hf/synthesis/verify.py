@@ -55,7 +55,7 @@ def read_status(out: Path) -> Status:
     unfinished = set(unfinished_shards(out, settings))
     done = [shard for shard in range(plan.num_shards) if shard not in unfinished]
     images_done = sum(len(plan.shard_ids(shard)) for shard in done)
-    workers = count_live(out)
+    workers = count_live(out, unfinished)
     rate = _recent_rate(sorted(os.path.getmtime(plan.shard_path(out, shard)) for shard in done), plan.shard_size)
     seconds_left = (plan.num_images - images_done) / rate if rate and workers else None
     return Status(len(done), plan.num_shards, images_done, plan.num_images, workers, rate, seconds_left)

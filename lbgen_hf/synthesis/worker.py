@@ -116,12 +116,6 @@ class ShardWriter:
         on_written()
 
 
-class Progress(Protocol):
-    """Told, after each batch, how many pictures this worker holds that are in no finished shard yet."""
-
-    def __call__(self, num_in_hand: int) -> None: ...
-
-
 def unfinished_shards(out: Path, settings: Settings) -> dict[int, str]:
     """The shards that are not done and why, by a look at each one's footer: absent ones, with "", and broken ones."""
     plan, fingerprint = settings.plan, settings.fingerprint
@@ -155,14 +149,16 @@ def work_order(shards: list[int], rank: int, world_size: int) -> Iterator[int]:
         yield from shards[(rank + step) % world_size :: world_size]
 
 
-def draw_shards(writer: ShardWriter, shards: Iterable[int], claims: Claims, progress: Progress) -> list[int]:
+def draw_shards(
+    writer: ShardWriter, shards: Iterable[int], claims: Claims, progress: Callable[[int], None]
+) -> list[int]:
     """Draw those shards that are neither finished nor claimed.
 
     Args:
         writer: draws and writes.
         shards: the numbers, in the order to look at them.
         claims: this worker's.
-        progress: called after each batch.
+        progress: told, after each batch, how many pictures this worker holds that are in no finished shard yet.
 
     Returns:
         The shards that others hold.
@@ -188,7 +184,7 @@ def draw_shards(writer: ShardWriter, shards: Iterable[int], claims: Claims, prog
 
         def on_written(shard: int = shard) -> None:
             in_hand.pop(shard, None)
-            claims.release(shard)
+            claims.leave(shard)
 
         writer.draw(shard, on_batch, on_written)
     writer.finish()

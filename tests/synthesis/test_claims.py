@@ -25,11 +25,21 @@ def _dead_pid() -> int:
 def test_a_claim_holds_until_it_is_released(tmp_path: Path):
     with Claims(tmp_path) as claims:
         assert claims.take(3)
-        assert count_live(tmp_path) == 1
+        assert count_live(tmp_path, range(9)) == 1
         claims.release(3)
-        assert count_live(tmp_path) == 0
+        assert count_live(tmp_path, range(9)) == 0
         assert claims.take(3)
-    assert count_live(tmp_path) == 0
+    assert count_live(tmp_path, range(9)) == 0
+
+
+def test_a_finished_shards_claim_is_left_to_expire(tmp_path: Path):
+    """On a network disk the others may not see the shard yet."""
+    with Claims(tmp_path) as claims:
+        assert claims.take(3)
+        claims.leave(3)
+        _claim(tmp_path, 4, "another-machine", 1)
+        assert count_live(tmp_path, range(9)) == 2
+    assert (tmp_path / ".lbgen" / "claims" / "3").exists()
 
 
 def test_a_living_workers_claim_is_respected(tmp_path: Path):

@@ -125,6 +125,8 @@ def test_status_counts_and_extrapolates(dataset: Path):
     now = time.time()
     for shard, age in [(0, 40), (1, 20), (2, 0)]:
         os.utime(shard_path(dataset, shard), (now - age, now - age))
+    for claim in (dataset / ".lbgen" / "claims").iterdir():
+        claim.unlink()
     (dataset / ".lbgen" / "claims" / "3").write_text('{"host": "elsewhere", "pid": 1, "token": "t"}')
     status = read_status(dataset)
     assert (status.shards_done, status.num_shards, status.images_done, status.num_images) == (3, 6, 30, 60)
