@@ -54,7 +54,7 @@ def build(studio: Studio, folders: Sequence[Path] = (), bias: Path | None = None
         with gr.Tabs():
             with gr.Tab("Draw", id="draw"):
                 _draw_tab(studio)
-            with gr.Tab("Look at a dataset", id="dataset"):
+            with gr.Tab("Dataset", id="dataset"):
                 _dataset_tab({folder.resolve().name: folder for folder in folders})
             with gr.Tab("Measured bias", id="bias"):
                 gr.HTML(bias_page(bias), padding=False)
@@ -79,7 +79,7 @@ def _draw_tab(studio: Studio) -> None:
     names = studio.class_names
     with_lora = "lbgen" in studio.variants
     with gr.Row(elem_classes="lb-columns"):
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=240):
             classes = gr.Dropdown(
                 names,
                 value=[name for name in ("star", "fish") if name in names] or names[:2],
@@ -100,7 +100,7 @@ def _draw_tab(studio: Studio) -> None:
             button = gr.Button("Draw", variant="primary", size="lg", elem_id="draw-button")
             if not with_lora:
                 gr.Markdown("There is no LoRA on this model, so the base model draws alone.")
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=3, min_width=260):
             status = gr.HTML(_status("Choose classes and press Draw."), padding=False, elem_id="status")
             with gr.Row():
                 galleries = [
@@ -152,6 +152,7 @@ def _gallery(label: str, elem_id: str, columns: int, visible: bool = True) -> gr
         format="png",
         columns=columns,
         height="auto",
+        min_width=240,
         object_fit="contain",
         interactive=False,
         buttons=["download", "fullscreen"],
@@ -257,7 +258,7 @@ def _dataset_tab(folders: dict[str, Path]) -> None:
 
     names = list(folders)
     with gr.Row(elem_classes="lb-columns"):
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=240):
             dataset = gr.Dropdown(
                 names,
                 value=names[0] if names else None,
@@ -269,7 +270,7 @@ def _dataset_tab(folders: dict[str, Path]) -> None:
             open_button = gr.Button("Open", variant="primary", elem_id="open-button")
             class_name = gr.Dropdown([], label="Class", info="type to search", elem_id="dataset-class")
             page = gr.Number(1, precision=0, minimum=1, maximum=_MAX_PAGE, label="Page", elem_id="dataset-page")
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=3, min_width=260):
             facts = gr.HTML(_status("Nothing is downloaded but the pictures that you look at."), padding=False)
             gallery = _gallery("Pictures", "gallery-dataset", columns=PAGE_SIZE)
             place = gr.HTML(padding=False)
