@@ -1,0 +1,106 @@
+"""The documentation: its links lead somewhere, its commands exist, and what can run here runs."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.cli import app, main
+from lbgen_hf.pipeline_lbgen import LORA_FILE
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("model_cards/*.md"), ROOT / "demo/README.md"])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Each command of the page's bash blocks and of its `lbgen ...` spans, as words."""
+    spans = re.findall(r"`((?:lbgen|accelerate launch|python) [^`]*)`", page.read_text())
+    for text in [*blocks(page, "bash"), *spans]:
+        for line in re.sub(r"\\\n", " ", text).replace("...", "").splitlines():
+            for part in line.split("&&"):
+                words = shlex.split(part.partition(" #")[0])
+                if words:
+                    yield words
+
+
+def script_options(script: Path) -> set[str]:
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {option for action in module.make_parser()._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_and_their_options_exist(page: Path) -> None:
+    known = typer.main.get_command(app).commands
+    for words in commands(page):
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        if words[0].endswith("lbgen"):
+            name, own = words[1], 1
+        elif "lbgen_hf" in words and "-m" in words:
+            own = words.index("lbgen_hf") + 1
+            name = words[own]
+        else:
+            scripts = [word for word in words if word.startswith("training/") and word.endswith(".py")]
+            for script in scripts:
+                assert (ROOT / script).is_file(), script
+                if "make_parser" in (ROOT / script).read_text():
+                    ours = {word for word in words[words.index(script) :] if word.startswith("--")}
+                    assert ours <= script_options(ROOT / script), words
+            continue
+        assert name in known, words
+        options = {word for word in words[own:] if word.startswith("--")}
+        assert options <= {option for parameter in known[name].params for option in parameter.opts}, words
+
+
+@pytest.mark.parametrize("page", ["method.md", "biaslab.md"])
+def test_names_in_code_exist_in_the_file_that_they_link(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    for name, target in re.findall(r"\[`(\w+)`\]\(\.\./([^)]+\.py)\)", text):
+        assert re.search(rf"^(def|class) {name}\b", (ROOT / target).read_text(), re.MULTILINE), (name, target)
+
+
+def test_biaslab_page_runs() -> None:
+    names: dict = {}
+    for block in blocks(ROOT / "docs" / "biaslab.md", "python"):
+        exec(block, names)
+    assert names["pictures"].images.shape == (4, 3, 64, 64)
+
+
+@pytest.mark.skipif(not (MODELS / "lora" / LORA_FILE).is_file(), reason="this checkout ships no LoRA")
+def test_quickstart_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the installation, the demo's page, and the larger dataset of `lbgen quickstart`."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "quickstart.md"
+
+    def run(words: list[str]) -> None:
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+
+    run(shlex.split("generate --images-per-class 1 --steps 2 --out lbgen-quickstart"))
+    for words in commands(page):
+        if words[0] == "lbgen" and words[1] in ("generate", "status", "verify") and len(words) > 2:
+            run(words[1:])
+    names: dict = {}
+    for block in blocks(page, "python"):
+        exec(block, names)
+    assert names["again"].images[0].tobytes() == names["output"].images[0].tobytes()
+    assert names["low_bias"].seeds == names["output"].seeds

@@ -1,0 +1,96 @@
+"""The model cards: front matter, licences, limits, and usage that runs, word for word, against a loopback Hub."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.pipeline_lbgen import LORA_FILE
+
+ROOT = Path(__file__).parents[1]
+sys.path += [str(ROOT / "tests" / "hub"), str(ROOT / "tests" / "synthesis")]
+CARDS = ROOT / "model_cards"
+
+
+def code_blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["lbgen-sd15-lora", "lbgen-tiny", "lbgen-imagenet"])
+def test_front_matter_is_whole(name: str) -> None:
+    kind = DatasetCard if name == "lbgen-imagenet" else ModelCard
+    card = kind.load(CARDS / f"{name}.md", ignore_metadata_errors=False)
+    assert card.data.license in ("apache-2.0", "creativeml-openrail-m")
+    assert "lbgen" in card.data.tags
+    for heading in ("## Use", "## Bias", "## Limits", "## Licen"):
+        assert heading in card.text
+    assert "mean two things" in card.text
+    assert "ine-grained classes" in card.text
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd_folder: Path, lora_folder: Path):
+    """A Hub with the repos that the cards name, in small: random Stable Diffusion, a LoRA under its card, a dataset."""
+    from loopback import Hub, Repo
+    from stand_in import StandIn, make_settings
+
+    from lbgen_hf import pipeline_lbgen
+    from lbgen_hf.synthesis.generate import generate
+
+    def files_of(folder: Path) -> dict[str, bytes]:
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    generate(tmp_path / "dataset", make_settings(), StandIn(), batch_size=20)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.chdir(tmp_path)
+    with Hub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        urls = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", urls)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.endpoint)
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.endpoint)
+        base = {**files_of(sd_folder)}
+        hub.repos["models", "stable-diffusion-v1-5/stable-diffusion-v1-5"] = Repo(False, base)
+        lora = {
+            **files_of(lora_folder),
+            "README.md": (CARDS / "lbgen-sd15-lora.md").read_bytes(),
+            "pipeline.py": Path(pipeline_lbgen.__file__).read_bytes(),
+        }
+        hub.repos["models", "user/lbgen-sd15-lora"] = Repo(False, lora)
+        hub.repos["datasets", "user/lbgen-imagenet"] = Repo(False, files_of(tmp_path / "dataset"))
+        yield hub
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_usage_of_the_lora_runs(hub, number: int) -> None:
+    names: dict = {}
+    exec(code_blocks(CARDS / "lbgen-sd15-lora.md", "python")[number], names)
+    assert names["pipe"].get_active_adapters()
+
+
+def test_usage_of_the_dataset_runs(hub) -> None:
+    names: dict = {}
+    for block in code_blocks(CARDS / "lbgen-imagenet.md", "python"):
+        exec(block, names)
+    assert names["row"]["image"].size == names["shown"].image.size
+
+
+@pytest.mark.skipif(not (MODELS / "lora" / LORA_FILE).is_file(), reason="this checkout ships no LoRA")
+def test_usage_of_lbgen_tiny_runs() -> None:
+    names: dict = {}
+    for block in code_blocks(CARDS / "lbgen-tiny.md", "python"):
+        exec(block, names)
+    assert names["low_bias"].class_names == ["star", "star", "fish", "fish"]
+    assert names["low_bias"].seeds == names["output"].seeds
+
+
+def test_the_bias_in_lbgen_tinys_card_is_what_was_measured() -> None:
+    sys.path.insert(0, str(CARDS))
+    from fill_in import CARD, filled
+
+    assert CARD.read_text() == filled(CARD.read_text())
