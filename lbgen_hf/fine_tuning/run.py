@@ -112,7 +112,7 @@ class FineTuning:
         """Images (B, 3, H, W) in about [0, 1] from noise; `trained_steps` among `sampling` carry gradients."""
         args, steps = self.args, self.args.num_inference_steps
         low, high = args.guidance_interval
-        scales = [args.guidance_scale if low <= i / steps < high or high == 1 else 1.0 for i in range(steps)]
+        scales = [args.guidance_scale if low <= i / steps < high else 1.0 for i in range(steps)]
         with self.accelerator.autocast():
             latents = sample_latents(
                 self.unet,
