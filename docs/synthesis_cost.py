@@ -1,0 +1,111 @@
+"""What 1.3 million pictures cost, by preset: writes the tables of synthesis.md.
+
+    python docs/synthesis_cost.py
+
+FLOPs are counted by torch on the meta device, at the size of Stable Diffusion 1.5, 512x512; no weights are needed.
+Hours follow from the paper's own rate, 0.87 pictures/s on an A100 with the `paper` preset (52 h on 8 of them), and, for
+other GPUs, from the same share of their published peak.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lbgen_hf.synthesis.denoising import CachedUNet, denoise
+from lbgen_hf.synthesis.draw import build_scheduler
+from lbgen_hf.synthesis.settings import PRESETS
+
+NUM_IMAGES = 1_300_000
+PAPER_IMAGES_PER_SECOND = 0.87
+# Dense fp16/bf16 TFLOP/s from the vendors' data sheets; the first is the paper's.
+PEAK_TFLOPS = {"A100 SXM": 312, "H100 SXM": 989, "L40S": 362, "L4": 121, "RTX 4090": 165}
+# An estimate for photographs, at quality 95.
+KILOBYTES = {"jpeg 512": 80, "jpeg 256": 25, "png 512": 450}
+VARIANTS = {
+    "paper": PRESETS["paper"],
+    "fast": PRESETS["fast"],
+    "fast, cache interval 2": {**PRESETS["fast"], "cache_interval": 2},
+}
+
+
+class CallRecorder(CachedUNet):
+    """Notes the batch of each call and whether it is whole, and predicts zeros."""
+
+    def __init__(self, interval: int) -> None:
+        super().__init__(None, interval)
+        self.calls: Counter[tuple[int, bool]] = Counter()
+
+    def __call__(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+        self.calls[len(sample), self.is_whole(len(sample))] += 1
+        return torch.zeros_like(sample)
+
+
+def calls_of(preset: dict) -> Counter[tuple[int, bool]]:
+    """How often one picture calls the UNet, by batch (2 is guided) and whether the deep half runs."""
+    recorder = CallRecorder(preset.get("cache_interval", 1))
+    config = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
+    scheduler = build_scheduler(preset["scheduler"], config)
+    pipe = SimpleNamespace(scheduler=scheduler, prepare_extra_step_kwargs=lambda generator, eta: {})
+    names = ("steps", "guidance_scale", "guidance_interval")
+    options = {name: preset[name] for name in names if name in preset}
+    denoise(pipe, recorder, torch.zeros(1, 4, 64, 64), torch.zeros(1, 77, 768), torch.zeros(1, 77, 768), **options)
+    return recorder.calls
+
+
+@torch.no_grad()
+def count_call_tflops() -> dict[tuple[int, bool], float]:
+    """TFLOPs of a call, by batch and whether the deep half runs."""
+    tflops = {}
+    with torch.device("meta"):
+        unet = CachedUNet(UNet2DConditionModel(sample_size=64, cross_attention_dim=768), interval=2)
+        for batch in (1, 2):
+            unet.reset()
+            for whole in (True, False):
+                with FlopCounterMode(display=False) as counter:
+                    unet(torch.empty(batch, 4, 64, 64), torch.empty(()), torch.empty(batch, 77, 768))
+                tflops[batch, whole] = counter.get_total_flops() / 1e12
+    return tflops
+
+
+def count_decoder_tflops() -> float:
+    """Of one 512x512 picture."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            vae.decode(torch.empty(1, 4, 64, 64))
+    return counter.get_total_flops() / 1e12
+
+
+def main() -> None:
+    decoder, call_tflops = count_decoder_tflops(), count_call_tflops()
+    tflops = {
+        name: decoder + sum(count * call_tflops[kind] for kind, count in calls_of(preset).items())
+        for name, preset in VARIANTS.items()
+    }
+    share = PAPER_IMAGES_PER_SECOND * tflops["paper"] / PEAK_TFLOPS["A100 SXM"]
+    lines = ["| preset | TFLOP a picture | by counted FLOPs | " + " | ".join(f"{gpu}, h" for gpu in PEAK_TFLOPS) + " |"]
+    lines.append("|---" * (3 + len(PEAK_TFLOPS)) + "|")
+    for name, cost in tflops.items():
+        hours = [NUM_IMAGES * cost / (peak * share) / 3600 for peak in PEAK_TFLOPS.values()]
+        cells = [name, f"{cost:.1f}", f"{tflops['paper'] / cost:.2f}x", *(f"{value:,.0f}" for value in hours)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| stored as | kB a picture, an estimate | disk |", "|---|---|---|"]
+    lines += [f"| {name} | {size} | {NUM_IMAGES * size / 1e6:,.0f} GB |" for name, size in KILOBYTES.items()]
+    page = Path(__file__).with_name("synthesis.md")
+    table = f"<!-- cost -->\nShare of the peak, from the paper's rate: {100 * share:.0f} %.\n\n" + "\n".join(lines)
+    page.write_text(re.sub(r"<!-- cost -->.*?(?=\n<!-- end -->)", lambda _: table, page.read_text(), flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()
