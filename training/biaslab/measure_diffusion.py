@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--num_captions", type=int, default=400)
     parser.add_argument("--sample", type=Path, help="also save pictures of each class, and of captions, here (PNG)")
     args = parser.parse_args()
-    pipe = LbGenPipeline.from_pretrained(args.models_dir / "pipeline")
+    pipe = LbGenPipeline.from_pretrained(args.models_dir / "pipeline", class_labels=CLASSES)
     pipe.set_progress_bar_config(disable=True)
     judge = Judge.from_pretrained(args.models_dir / "judge").float().eval()
 

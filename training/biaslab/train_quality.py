@@ -37,12 +37,14 @@ def spoil(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Degrade three of four pictures, then one of three. Returns images and what is lost of them (B,) in [0, 1]."""
     count = len(images)
     kept = torch.ones(count)
+    shift = torch.randint(8, (2,), generator=generator).tolist()  # so that JPEG's blocks are not always at the same place
+    images = images.roll(shift, (2, 3))
     for share in (3 / 4, 1 / 3):
         strengths = draw_strengths(count, generator) * (torch.rand(count, generator=generator) < share)
         kinds = torch.randint(len(DEGRADATIONS), (count,), generator=generator)
         images = degrade(images, kinds, strengths, generator)
         kept = kept * (1 - strengths)
-    return images, 1 - kept
+    return images.roll([-step for step in shift], (2, 3)), 1 - kept
 
 
 def level_shares(levels: Tensor) -> Tensor:
@@ -93,17 +95,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=3000)
+    parser.add_argument("--max_train_steps", type=int, default=4000)
     parser.add_argument("--train_batch_size", type=int, default=48)
     args = parser.parse_args()
     torch.manual_seed(0)
     _, pool = render_pool(30_000, args.work_dir, seed=1)
 
     def loss_of_step(scorer: TinyScorer, generator: torch.Generator) -> Tensor:
-        images = take(pool, torch.randint(len(pool), (args.train_batch_size,), generator=generator))
-        images, lost = spoil(images, generator)
+        clean = take(pool, torch.randint(len(pool), (args.train_batch_size,), generator=generator))
+        spoilt, lost = spoil(clean, generator)
+        also_clean = clean[: len(clean) // 2]  # a pale scene is no worse: where in doubt, a scene counts as clean
+        images = torch.cat([spoilt, also_clean])
+        shares = level_shares(level_of(torch.cat([lost, torch.zeros(len(also_clean))])))
         images = images + GRAIN * (torch.rand(images.shape, generator=generator) * 2 - 1)
-        return F.cross_entropy(scorer.logits(images), level_shares(level_of(lost)))
+        return F.cross_entropy(scorer.logits(images), shares)
 
     scorer = train(
         TinyScorer(),
