@@ -227,3 +227,13 @@ def test_bad_jobs_are_refused(sd_folder: Path, changes: dict, message: str):
 def test_schedulers_keep_the_betas(pipe: LbGenPipeline):
     scheduler = build_scheduler("EulerAncestralDiscreteScheduler", pipe.scheduler.config)
     assert scheduler.config.beta_end == 0.012
+
+
+def test_the_shipped_gates_score_what_lbgen_tiny_draws():
+    options = {"images_per_class": 1, "steps": 4, "min_clip_score": -1.0, "min_quality": 1.0}
+    settings, drawer = Job(device="cpu", options=options).prepare()
+    drawn = drawer(rows_of(settings)[:4])
+    assert set(drawn.scores) == {"clip_score", "quality"}
+    assert all(-1 <= score <= 1 for score in drawn.scores["clip_score"])
+    assert all(1 <= score <= 5 for score in drawn.scores["quality"])
+    assert drawn.accepted == [True] * 4
