@@ -104,7 +104,12 @@ def _draw_tab(studio: Studio) -> None:
             status = gr.HTML(_status("Choose classes and press Draw."), padding=False, elem_id="status")
             with gr.Row():
                 galleries = [
-                    _gallery(label, f"gallery-{variant}", columns=2, visible=variant in studio.variants)
+                    _gallery(
+                        label,
+                        f"gallery-{variant}",
+                        columns=4 // len(studio.variants),
+                        visible=variant in studio.variants,
+                    )
                     for variant, label in (("base", "Base model"), ("lbgen", "lbGen"))
                 ]
             with gr.Accordion("Every picture's figures", open=False):
@@ -201,7 +206,7 @@ def _progress(drawing: Drawing, request: Request) -> str:
     means = []
     for name, field in (("CLIP score", "clip_score"), ("quality", "quality")):
         values = [[getattr(p, field) for p in pictures] for pictures in drawing.pictures.values()]
-        if None not in sum(values, []):
+        if None not in values[0]:
             means.append(f"mean {name} " + " → ".join(f"{sum(v) / len(v):.3f}" for v in values))
     arrow = ", base → lbGen" if len(drawing.pictures) == 2 and means else ""
     count = len(request.class_ids) * request.images_per_class

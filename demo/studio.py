@@ -210,7 +210,7 @@ class Studio:
                 images = self._decode(tensors["latents"])
                 pictures = [Picture(image, label, seed) for image, seed in zip(images, seeds, strict=True)]
             if pictures or step == 0:
-                glimpse(pictures, step / request.steps)
+                glimpse(pictures, step / pipe.num_timesteps)
             return {}
 
         with self._adapter(request.lora_scale if variant == "lbgen" else 0.0), torch.no_grad():

@@ -57,6 +57,7 @@ def test_draw_look_and_read(page: "playwright.Page", url: str) -> None:
     page.goto(url)
     page.locator("#classes input").fill("tenc")
     page.keyboard.press("Enter")
+    page.locator("h1").click()  # the list of options covers the button
     page.get_by_role("button", name="Draw").click()
     page.locator("#status", has_text="mean CLIP score").wait_for()
     for variant in ("base", "lbgen"):
@@ -94,6 +95,7 @@ def test_a_refusal_is_a_message_in_the_page(page: "playwright.Page", url: str) -
     page.get_by_label("number input for Pictures of each").fill("8")
     page.locator("#classes input").fill("tenc")
     page.keyboard.press("Enter")
+    page.locator("h1").click()
     page.get_by_role("button", name="Draw").click()
     page.get_by_text("more than 16").first.wait_for()
 

@@ -97,3 +97,9 @@ def test_classes_times_pictures_are_limited_together(studio: Studio) -> None:
     request, problems = studio.parse(["tench", "goldfish", "star"], **{**GOOD, "images_per_class": 8})
     assert request is None
     assert "images_per_class" in problems
+
+
+def test_only_the_last_drawing_is_complete(studio: Studio) -> None:
+    *earlier, done = studio.draw(REQUEST)
+    assert all(drawing.progress < 1 for drawing in earlier)
+    assert done.progress == 1
