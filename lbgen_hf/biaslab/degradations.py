@@ -34,16 +34,11 @@ def noise(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tens
 
 
 def jpeg(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tensor:
-    """JPEG, quality from 90 down to 4, its blocks of 8 pixels shifted at random as in a picture that was cropped."""
+    """JPEG, quality from 90 down to 4; none at strength 0."""
     qualities = (4 + 86 * (1 - strengths).square()).round().int().tolist()
-    shifts = torch.randint(8, (len(images), 2), generator=generator).tolist()
-    height, width = images.shape[-2:]
-    padded = (F.pad(images, (8, 8, 8, 8), mode="replicate") * 255).round().byte().cpu()
-    spoilt = []
-    for picture, quality, (down, right) in zip(padded, qualities, shifts, strict=True):
-        decoded = decode_jpeg(encode_jpeg(picture[:, down:, right:].contiguous(), quality))
-        spoilt.append(decoded[:, 8 - down : 8 - down + height, 8 - right : 8 - right + width])
-    return torch.stack(spoilt).to(images) / 255
+    pictures = (images * 255).round().byte().cpu()
+    spoilt = [decode_jpeg(encode_jpeg(*pair)) for pair in zip(pictures, qualities, strict=True)]
+    return torch.where(strengths[:, None, None, None] > 0, torch.stack(spoilt).to(images) / 255, images)
 
 
 def contrast_loss(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tensor:

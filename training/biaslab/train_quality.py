@@ -2,9 +2,9 @@
 
     python training/biaslab/train_quality.py --output_dir work/models
 
-Strengths are drawn near the five levels; what lies between is held out, as are pixelation and the test scenes. All
-pictures get a grain of a few grey values, so that the scorer cannot lean on what the eye does not see, such as the
-8-bit rounding of the clean ones.
+Strengths are drawn near the five levels; what lies between is held out, as are pixelation and the test scenes. Each
+batch is moved a little against its own label, within a grey value, so that the scorer cannot lean on what the eye
+does not see and its gradient is a reward.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lbgen_hf.biaslab.scenes import Scenes
 from lbgen_hf.quality.tiny import TinyScorer
 
 LEVEL_WIDTH = 0.08  # of strength, around each level
-GRAIN = 3 / 255
+LARGEST_MOVE = 1 / 255
 
 
 def draw_strengths(count: int, generator: torch.Generator, *, held_out: bool = False) -> Tensor:
@@ -37,19 +37,25 @@ def spoil(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Degrade three of four pictures, then one of three. Returns images and what is lost of them (B,) in [0, 1]."""
     count = len(images)
     kept = torch.ones(count)
-    shift = torch.randint(8, (2,), generator=generator).tolist()  # so that JPEG's blocks are not always at the same place
-    images = images.roll(shift, (2, 3))
     for share in (3 / 4, 1 / 3):
         strengths = draw_strengths(count, generator) * (torch.rand(count, generator=generator) < share)
         kinds = torch.randint(len(DEGRADATIONS), (count,), generator=generator)
         images = degrade(images, kinds, strengths, generator)
         kept = kept * (1 - strengths)
-    return images.roll([-step for step in shift], (2, 3)), 1 - kept
+    return images, 1 - kept
 
 
 def level_shares(levels: Tensor) -> Tensor:
     """(B,) in [1, 5] to (B, 5): shared between the two nearest levels, so that the expectation is the level itself."""
     return (1 - (levels[:, None] - torch.arange(1, 6)).abs()).clamp(min=0)
+
+
+def move_against(scorer: TinyScorer, images: Tensor, shares: Tensor, generator: torch.Generator) -> Tensor:
+    """A step of the sign of the loss's gradient, of up to `LARGEST_MOVE`, drawn for each picture."""
+    images = images.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(scorer.logits(images), shares), images)
+    size = LARGEST_MOVE * torch.rand(len(images), 1, 1, 1, generator=generator)
+    return (images + size * slope.sign()).detach()
 
 
 def score_all(scorer: TinyScorer, images: Tensor) -> Tensor:
@@ -95,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=4000)
+    parser.add_argument("--max_train_steps", type=int, default=4100)
     parser.add_argument("--train_batch_size", type=int, default=48)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -107,8 +113,7 @@ def main() -> None:
         also_clean = clean[: len(clean) // 2]  # a pale scene is no worse: where in doubt, a scene counts as clean
         images = torch.cat([spoilt, also_clean])
         shares = level_shares(level_of(torch.cat([lost, torch.zeros(len(also_clean))])))
-        images = images + GRAIN * (torch.rand(images.shape, generator=generator) * 2 - 1)
-        return F.cross_entropy(scorer.logits(images), shares)
+        return F.cross_entropy(scorer.logits(move_against(scorer, images, shares, generator)), shares)
 
     scorer = train(
         TinyScorer(),
