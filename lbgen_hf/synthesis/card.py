@@ -11,7 +11,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from lbgen_hf.synthesis.settings import WORK_FOLDER, Settings
-from lbgen_hf.synthesis.shard import ROW_GROUP_SIZE, explain_no_space, read_left_out, shard_features
+from lbgen_hf.synthesis.shard import ROW_GROUP_SIZE, explain_no_space, read_left_out
 
 _SHEET_CLASSES = 16
 _SHEET_COLUMNS = 8
@@ -95,7 +95,9 @@ def make_card(out: Path, settings: Settings, left_out: dict[str, int], name: str
     """README.md: YAML that `load_dataset` and the Hub read, provenance, counts, limits."""
     plan = settings.plan
     num_rows = plan.num_images - sum(left_out.values())
-    info = datasets.DatasetInfo(features=shard_features(settings))
+    # as stored: `lbgen score` may have added a column to what was generated
+    features = datasets.Features.from_arrow_schema(pq.read_schema(plan.shard_path(out, 0)))
+    info = datasets.DatasetInfo(features=features)
     front_matter = {
         "pretty_name": name.rpartition("/")[2],
         "task_categories": ["image-classification"],
@@ -147,7 +149,7 @@ from its row's `seed` alone, so a row can be drawn again:
 | `index` | the picture's number within its class |
 | `seed` | of the noise |
 | `redraws` | how often it was drawn again, because the safety checker flagged it or it failed a gate |
-{_score_lines(settings)}
+{_score_lines(features)}
 ## Limits
 
 {_limits(settings, left_out)}
@@ -188,11 +190,11 @@ def _settings_table(settings: Settings) -> str:
     return "\n".join(["| setting | value |", "|---|---|", *lines])
 
 
-def _score_lines(settings: Settings) -> str:
+def _score_lines(features: datasets.Features) -> str:
     lines = ""
-    if settings.min_clip_score is not None:
+    if "clip_score" in features:
         lines += '| `clip_score` | cosine of the CLIP features of the picture and of "photo of" its class |\n'
-    if settings.min_quality is not None:
+    if "quality" in features:
         lines += "| `quality` | in [1, 5], by the quality scorer |\n"
     return lines
 
