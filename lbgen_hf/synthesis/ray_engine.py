@@ -46,13 +46,13 @@ def generate_with_ray(
     Raises:
         UserError: Ray is not installed, fewer than one worker, or as `generate`.
     """
+    if num_workers < 1:
+        raise UserError(f"--ray-workers must be at least 1, got {num_workers}")
     try:
         import ray
         from ray.util import ActorPool
     except ImportError:
         raise UserError("Ray is not installed; pip install 'lbgen_hf[ray]'") from None
-    if num_workers < 1:
-        raise UserError(f"--ray-workers must be at least 1, got {num_workers}")
     out = out.resolve()
     # The driver needs only the settings; on a head node it may have no GPU.
     settings, drawer = dataclasses.replace(job, device=job.device or "cpu").prepare()
