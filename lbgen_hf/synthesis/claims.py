@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 from lbgen_hf.synthesis.settings import WORK_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -118,10 +120,8 @@ def _live_owner(path: Path, now: float) -> dict | None:
 
 
 def _process_exists(pid: int) -> bool:
+    """Whether a process of this machine runs; one that died and whose parent has not looked yet does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        pass
-    return True

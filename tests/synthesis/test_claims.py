@@ -65,3 +65,10 @@ def test_a_torn_claim_expires(tmp_path: Path):
         assert not claims.take(0)
         os.utime(path, (0, 0))
         assert claims.take(0)
+
+
+def test_a_worker_that_died_is_dead_before_its_parent_looks(tmp_path: Path):
+    with Claims(tmp_path) as claims, subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes
+        _claim(tmp_path, 0, socket.gethostname(), child.pid)
+        assert claims.take(0)
