@@ -363,9 +363,18 @@ def find_bias(studio: Studio) -> Path | None:
     return path if path.is_file() else None
 
 
+# Gradio's buttons that remove a chosen class act on every key, Tab too: whoever only passed by would lose the class.
+_KEYBOARD = """<script>
+addEventListener("keydown", (event) => {
+  const presses = event.key === "Enter" || event.key === " ";
+  if (!presses && event.target.closest?.(".token-remove")) event.stopImmediatePropagation();
+}, true);
+</script>"""
+
 LAUNCH = {
     "theme": THEME,
     "css": (_FOLDER / "style.css").read_text(),
+    "head": _KEYBOARD,
     "footer_links": ["api"],
     "run_history": False,
     "enable_monitoring": False,

@@ -82,12 +82,22 @@ def test_draw_look_and_read(page: "playwright.Page", url: str) -> None:
 def test_the_keyboard_alone_draws(page: "playwright.Page", url: str) -> None:
     page.goto(url)
     page.locator("#draw-button").wait_for()
-    press_until_focused(page, "#classes")
+    press_until_focused(page, "#classes input")
     page.keyboard.type("tench")
     page.keyboard.press("Enter")
     press_until_focused(page, "#draw-button")
+    # Tab passed the buttons that remove a class, and removed none.
+    playwright.expect(page.locator("#classes .token")).to_have_text(["star", "tench"])
     page.keyboard.press("Enter")
     page.locator("#status", has_text="mean CLIP score").wait_for()
+
+
+def test_the_keyboard_removes_a_class(page: "playwright.Page", url: str) -> None:
+    page.goto(url)
+    page.locator("#draw-button").wait_for()
+    press_until_focused(page, "#classes .token-remove")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("#classes .token")).to_have_count(0)
 
 
 def test_a_refusal_is_a_message_in_the_page(page: "playwright.Page", url: str) -> None:
