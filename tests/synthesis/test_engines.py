@@ -61,6 +61,7 @@ def test_a_killed_command_beside_another_job_loses_nothing(sd_folder: Path, tmp_
 def test_ctrl_c_says_what_is_kept(sd_folder: Path, tmp_path: Path, quiet: list[dict]):
     out = tmp_path / "out"
     launch = [sys.executable, "-m", "lbgen_hf", *command(sd_folder, out, batch_size=1)]
+    launch += ["--images-per-class", "1000"]  # not over before the signal arrives
     process = subprocess.Popen(launch, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(out.glob("data/*.parquet")):
         time.sleep(0.05)
