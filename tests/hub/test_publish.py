@@ -78,16 +78,16 @@ def test_an_upload_killed_in_the_middle_goes_on_where_it_was(hub: Hub, dataset: 
     command = [sys.executable, "-m", "lbgen_hf", "publish", str(dataset), "--repo", REPO]
     process = subprocess.Popen(command, env=environment(hub, tmp_path / "home"))
 
-    def kill_at_the_third_upload(line: str) -> None:
-        if len(hub.sent(UPLOADS)) == 3:
+    def kill_once_a_file_is_there(line: str) -> None:
+        if hub.objects:  # files come side by side, and the commit after them all
             process.send_signal(signal.SIGKILL)
 
-    hub.on_request = kill_at_the_third_upload
+    hub.on_request = kill_once_a_file_is_there
     assert process.wait(timeout=300) == -signal.SIGKILL
     hub.on_request = lambda line: None
     assert not hub.repos["datasets", REPO].files
     sent_before = set(hub.objects)
-    assert 0 < len(sent_before) < 5
+    assert sent_before
     hub.requests.clear()
     publish(dataset, REPO)
     assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
