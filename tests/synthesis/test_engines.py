@@ -1,5 +1,6 @@
 """Real processes: `accelerate launch` with gloo, jobs of their own on one folder, Ray with an actor killed."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -58,12 +59,14 @@ def test_a_killed_command_beside_another_job_loses_nothing(sd_folder: Path, tmp_
     assert read_rows(out) == quiet
 
 
-@pytest.mark.slow  # has failed on a loaded machine, and passes on a quiet one
 def test_ctrl_c_says_what_is_kept(sd_folder: Path, tmp_path: Path, quiet: list[dict]):
     out = tmp_path / "out"
     launch = [sys.executable, "-m", "lbgen_hf", *command(sd_folder, out, batch_size=1)]
     launch += ["--images-per-class", "1000"]  # not over before the signal arrives
-    process = subprocess.Popen(launch, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell's background jobs ignore SIGINT, and so would what they start
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(launch, env=ENVIRONMENT, preexec_fn=heed, **pipes)
     while process.poll() is None and not list(out.glob("data/*.parquet")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
