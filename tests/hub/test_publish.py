@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,16 +81,28 @@ def test_an_upload_killed_in_the_middle_goes_on_where_it_was(hub: Hub, dataset: 
     command = [sys.executable, "-m", "lbgen_hf", "publish", str(dataset), "--repo", REPO]
     process = subprocess.Popen(command, env=environment(hub, tmp_path / "home"))
 
-    def kill_once_a_file_is_there(line: str) -> None:
-        if hub.objects:  # files come side by side, and the commit after them all
-            process.send_signal(signal.SIGKILL)
+    arrived, turn = threading.Event(), threading.Lock()
 
-    hub.on_request = kill_once_a_file_is_there
+    def kill_at_the_second_upload(line: str) -> None:
+        """Files come side by side: one goes through, the others wait for it, and then their sender is dead."""
+        if not re.search(UPLOADS, line):
+            return
+        with turn:
+            first = not arrived.is_set()
+            arrived.set()
+        if not first:
+            while not hub.objects:
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+            raise ConnectionError("its sender is dead")
+
+    hub.on_request = kill_at_the_second_upload
     assert process.wait(timeout=300) == -signal.SIGKILL
     hub.on_request = lambda line: None
     assert not hub.repos["datasets", REPO].files
     sent_before = set(hub.objects)
-    assert sent_before
+    assert 0 < len(sent_before) < 5
     hub.requests.clear()
     publish(dataset, REPO)
     assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
