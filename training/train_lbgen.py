@@ -233,7 +233,9 @@ def check_same_run(args: argparse.Namespace, images_per_step: int, resumed: bool
             if before.get(name, now[name]) != now[name]:
                 raise UserError(f"this run began with {name} {before[name]}, it cannot go on with {now[name]}")
     elif is_main:
-        path.write_text(json.dumps(now, indent=2) + "\n")
+        temporary = path.with_name(f".writing-{path.name}")
+        temporary.write_text(json.dumps(now, indent=2) + "\n")
+        os.replace(temporary, path)
 
 
 def save_best(run: FineTuning, folder: Path) -> None:
@@ -307,9 +309,8 @@ def main(args: argparse.Namespace) -> None:
     check_same_run(args, run.images_per_step, checkpoint is not None, accelerator.is_main_process)
     start = 0
     if checkpoint is not None:
-        state = load_state(checkpoint, accelerator.device)
+        start, state = load_state(checkpoint, accelerator.device)
         run.load_state(state)
-        start = state["step"]
 
     journal = validation_journal = None
     if accelerator.is_main_process:

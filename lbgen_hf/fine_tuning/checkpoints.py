@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.fine_tuning.lora import save_lora
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 
-STATE_FILE = "training_state.pt"
+STATE_FILE = "training_state.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -27,7 +30,9 @@ def step_of(checkpoint: Path) -> int:
     return int(_CHECKPOINT.fullmatch(checkpoint.name)[1])
 
 
-def save_checkpoint(output_dir: Path, step: int, unet: UNet2DConditionModel, state: dict, limit: int | None) -> None:
+def save_checkpoint(
+    output_dir: Path, step: int, unet: UNet2DConditionModel, state: dict[str, Tensor], limit: int | None
+) -> None:
     """Write `checkpoint-{step}/` under another name, rename it, and remove all but the newest `limit`.
 
     The UNet's LoRA is written for use, `state` for going on.
@@ -36,7 +41,8 @@ def save_checkpoint(output_dir: Path, step: int, unet: UNet2DConditionModel, sta
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_lora(unet, temporary)
-    torch.save({"step": step, **state}, temporary / STATE_FILE)
+    copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    save_file(copies, temporary / STATE_FILE, metadata={"step": str(step)})
     final = output_dir / f"checkpoint-{step}"
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
@@ -62,16 +68,33 @@ def find_checkpoint(output_dir: Path, resume_from: str | None) -> Path | None:
     raise UserError(f"no checkpoint {resume_from!r}: give a checkpoint-N folder, or latest")
 
 
-def load_state(checkpoint: Path, device: torch.device) -> dict:
-    """The state that `save_checkpoint` wrote.
+def load_state(checkpoint: Path, device: torch.device) -> tuple[int, dict[str, Tensor]]:
+    """The step and the state that `save_checkpoint` wrote.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        return torch.load(checkpoint / STATE_FILE, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
+        with safe_open(checkpoint / STATE_FILE, "pt", device=str(device)) as file:
+            return int(file.metadata()["step"]), {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's moments as flat tensors, `{name}.{parameter}.{moment}`; none before its first step."""
+    states = optimizer.state_dict()["state"]
+    return {f"{name}.{i}.{moment}": value for i, moments in states.items() for moment, value in moments.items()}
+
+
+def load_optimizer_state(name: str, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Undo `optimizer_state`: what of `state` has this name goes into the optimizer, its rates stay."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith(f"{name}."):
+            index, moment = key.removeprefix(f"{name}.").split(".")
+            states.setdefault(int(index), {})[moment] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 class Journal:

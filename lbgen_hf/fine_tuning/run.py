@@ -15,7 +15,7 @@ from lbgen_hf.class_names import load_class_names
 from lbgen_hf.clip_features import ClipFeatures
 from lbgen_hf.errors import UserError
 from lbgen_hf.fine_tuning.batches import draw_batch, stream
-from lbgen_hf.fine_tuning.checkpoints import checkpoints
+from lbgen_hf.fine_tuning.checkpoints import checkpoints, load_optimizer_state, optimizer_state
 from lbgen_hf.fine_tuning.held_out import distance_within_class
 from lbgen_hf.fine_tuning.lora import Average, add_lora
 from lbgen_hf.gradient_sampling import choose_trained_steps, decode_latents, sample_latents, training_scheduler
@@ -245,26 +245,30 @@ class FineTuning:
             figures["quality"] = quality[0].mean().item()
         return figures, images
 
-    def state(self) -> dict:
-        return {
-            "lora": [p.detach() for p in self.parameters],
-            "average": self.average.values,
-            "discriminator": [p.detach() for p in self.discriminator_parameters],
-            "optimizer": self.optimizer.state_dict(),
-            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+    def state(self) -> dict[str, Tensor]:
+        """All that changes over a run, as flat tensors."""
+        trained = self._trained().items()
+        state = {f"{name}.{i}": value.detach() for name, values in trained for i, value in enumerate(values)}
+        for name, optimizer in self._optimizers().items():
+            state |= optimizer_state(name, optimizer)
+        scaler = {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
+        return state | scaler
 
     @torch.no_grad()
-    def load_state(self, state: dict) -> None:
-        targets = {
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, values in self._trained().items():
+            for i, value in enumerate(values):
+                value.copy_(state[f"{name}.{i}"])
+        for name, optimizer in self._optimizers().items():
+            load_optimizer_state(name, optimizer, state)
+        self.scaler.load_state_dict({name: state[f"scaler.{name}"].item() for name in self.scaler.state_dict()})
+
+    def _trained(self) -> dict[str, list[Tensor]]:
+        return {
             "lora": self.parameters,
             "average": self.average.values,
             "discriminator": self.discriminator_parameters,
         }
-        for name, values in targets.items():
-            for value, saved in zip(values, state[name], strict=True):
-                value.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer, "discriminator_optimizer": self.discriminator_optimizer}

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lbgen_hf.biaslab.scenes import IMAGE_SIZE, Scenes, render, sample_scenes
+from lbgen_hf.fine_tuning.checkpoints import load_optimizer_state, optimizer_state
 
 FIGURES = Path(__file__).parent / "figures.json"
 
@@ -63,27 +65,19 @@ def _save_checkpoint(
 ) -> None:
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     state |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
+    state |= optimizer_state("optimizer", optimizer)
     temporary = path.with_suffix(".tmp")
     save_file({k: v.clone().contiguous() for k, v in state.items()}, temporary, metadata={"step": str(step)})
     os.replace(temporary, path)
 
 
 def _load_checkpoint(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
     state = load_file(path)
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
     average.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("average.")})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_optimizer_state("optimizer", optimizer, state)
     return step
 
 
