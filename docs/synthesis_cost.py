@@ -25,6 +25,8 @@ NUM_IMAGES = 1_300_000
 PAPER_IMAGES_PER_SECOND = 0.87
 # Dense fp16/bf16 TFLOP/s from the vendors' data sheets; the first is the paper's.
 PEAK_TFLOPS = {"A100 SXM": 312, "H100 SXM": 989, "L40S": 362, "L4": 121, "RTX 4090": 165}
+# On demand, RunPod's Secure Cloud as its price page had it on 2026-11-09. Rates differ by a factor of four between vendors.
+DOLLARS_AN_HOUR = {"A100 SXM": 1.79, "H100 SXM": 3.99}
 # An estimate for photographs, at quality 95.
 KILOBYTES = {"jpeg 512": 80, "jpeg 256": 25, "png 512": 450}
 VARIANTS = {
@@ -87,6 +89,12 @@ def count_decoder_tflops() -> float:
     return counter.get_total_flops() / 1e12
 
 
+def _hours(gpu: str, hours: float) -> str:
+    """With their price, where the GPU's rate is known."""
+    rate = DOLLARS_AN_HOUR.get(gpu)
+    return f"{hours:,.0f} (${hours * rate:,.0f})" if rate else f"{hours:,.0f}"
+
+
 def main() -> None:
     decoder, call_tflops = count_decoder_tflops(), count_call_tflops()
     tflops = {
@@ -97,13 +105,15 @@ def main() -> None:
     lines = ["| preset | TFLOP a picture | by counted FLOPs | " + " | ".join(f"{gpu}, h" for gpu in PEAK_TFLOPS) + " |"]
     lines.append("|---" * (3 + len(PEAK_TFLOPS)) + "|")
     for name, cost in tflops.items():
-        hours = [NUM_IMAGES * cost / (peak * share) / 3600 for peak in PEAK_TFLOPS.values()]
-        cells = [name, f"{cost:.1f}", f"{tflops['paper'] / cost:.2f}x", *(f"{value:,.0f}" for value in hours)]
+        hours = {gpu: NUM_IMAGES * cost / (peak * share) / 3600 for gpu, peak in PEAK_TFLOPS.items()}
+        cells = [name, f"{cost:.1f}", f"{tflops['paper'] / cost:.2f}x", *(_hours(*item) for item in hours.items())]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| stored as | kB a picture, an estimate | disk |", "|---|---|---|"]
     lines += [f"| {name} | {size} | {NUM_IMAGES * size / 1e6:,.0f} GB |" for name, size in KILOBYTES.items()]
     page = Path(__file__).with_name("synthesis.md")
-    table = f"<!-- cost -->\nShare of the peak, from the paper's rate: {100 * share:.0f} %.\n\n" + "\n".join(lines)
+    rates = ", ".join(f"{gpu} ${rate}" for gpu, rate in DOLLARS_AN_HOUR.items())
+    intro = f"Share of the peak, from the paper's rate: {100 * share:.0f} %. Dollars at {rates} an hour (RunPod, 2026-11-09)."
+    table = f"<!-- cost -->\n{intro}\n\n" + "\n".join(lines)
     page.write_text(re.sub(r"<!-- cost -->.*?(?=\n<!-- end -->)", lambda _: table, page.read_text(), flags=re.DOTALL))
 
 
