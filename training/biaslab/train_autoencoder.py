@@ -7,14 +7,13 @@ of an `AutoencoderTiny` without blocks. So the latents are known at once, and th
 while the decoder, a convolutional net that sees its neighbours, learns to do better than the linear inverse.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
-from trainer import edit_json, log_figures, render_pool, take, train
+from trainer import edit_json, log_figures, make_parser, render_pool, take, train
 
 LATENT_CHANNELS = 16
 PATCH = 8
@@ -90,12 +89,7 @@ def save(autoencoder: AutoencoderTiny, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=1500)
-    parser.add_argument("--train_batch_size", type=int, default=16)
-    args = parser.parse_args()
+    args = make_parser(__doc__, max_train_steps=1500, train_batch_size=16).parse_args()
     torch.manual_seed(0)
     _, pool = render_pool(30_000, args.work_dir, seed=1)
 

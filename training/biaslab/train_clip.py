@@ -6,7 +6,6 @@ The image tower is convolutional (timm's `test_resnet`). A linear head
 that spells the caption's words from the image embedding helps it to see shapes and textures early; it is not kept.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizer import CONTEXT_LENGTH, make_tokenizer
 from torch import Tensor, nn
-from trainer import log_figures, render_pool, take, train
+from trainer import log_figures, make_parser, render_pool, take, train
 
 from lbgen_hf.biaslab.captions import caption_scenes, vocabulary
 from lbgen_hf.biaslab.scenes import (
@@ -112,12 +111,7 @@ def save(clip: nn.Module, config: dict, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=3500)
-    parser.add_argument("--train_batch_size", type=int, default=96)
-    args = parser.parse_args()
+    args = make_parser(__doc__, max_train_steps=3500, train_batch_size=96).parse_args()
     torch.manual_seed(0)
     scenes, pool = render_pool(30_000, args.work_dir, seed=1)
     config = model_config(len(make_tokenizer()))

@@ -3,13 +3,10 @@
 python training/biaslab/train_judge.py --output_dir work/models
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from trainer import log_figures, render_pool, take, train
+from trainer import log_figures, make_parser, render_pool, take, train
 
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, NOVEL_CLASSES, Scenes
@@ -30,12 +27,7 @@ def truth(scenes: Scenes, rows: Tensor) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=3000)
-    parser.add_argument("--train_batch_size", type=int, default=64)
-    args = parser.parse_args()
+    args = make_parser(__doc__, max_train_steps=3000, train_batch_size=64).parse_args()
     torch.manual_seed(0)
     scenes, pool = render_pool(30_000, args.work_dir, seed=3, classes=CLASSES + NOVEL_CLASSES)
 

@@ -7,14 +7,11 @@ batch is moved a little against its own label, within a grey value, so that the 
 does not see and its gradient is a reward.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
-from trainer import log_figures, render_pool, take, train
+from trainer import log_figures, make_parser, render_pool, take, train
 
 from lbgen_hf.biaslab.degradations import DEGRADATIONS, degrade, level_of, pixelation
 from lbgen_hf.biaslab.scenes import Scenes
@@ -98,12 +95,7 @@ def ways_back(scorer: TinyScorer, images: Tensor, generator: torch.Generator) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--work_dir", type=Path, default=Path("work"))
-    parser.add_argument("--max_train_steps", type=int, default=4100)
-    parser.add_argument("--train_batch_size", type=int, default=48)
-    args = parser.parse_args()
+    args = make_parser(__doc__, max_train_steps=4100, train_batch_size=48).parse_args()
     torch.manual_seed(0)
     _, pool = render_pool(30_000, args.work_dir, seed=1)
 

@@ -3,6 +3,7 @@
 Batches depend on the step alone, so a run that was killed continues exactly where its last checkpoint stands.
 """
 
+import argparse
 import copy
 import json
 import os
@@ -21,6 +22,16 @@ from lbgen_hf.biaslab.scenes import IMAGE_SIZE, Scenes, render, sample_scenes
 from lbgen_hf.fine_tuning.checkpoints import load_optimizer_state, optimizer_state
 
 FIGURES = Path(__file__).parent / "figures.json"
+
+
+def make_parser(description: str, *, max_train_steps: int, train_batch_size: int) -> argparse.ArgumentParser:
+    """The options that every training script has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True, help="Where the model goes, in a folder of its own.")
+    parser.add_argument("--work_dir", type=Path, default=Path("work"), help="Checkpoints and rendered scenes.")
+    parser.add_argument("--max_train_steps", type=int, default=max_train_steps)
+    parser.add_argument("--train_batch_size", type=int, default=train_batch_size)
+    return parser
 
 
 def log_figures(name: str, **figures: float | str) -> None:
