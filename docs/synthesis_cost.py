@@ -25,7 +25,7 @@ NUM_IMAGES = 1_300_000
 PAPER_IMAGES_PER_SECOND = 0.87
 # Dense fp16/bf16 TFLOP/s from the vendors' data sheets; the first is the paper's.
 PEAK_TFLOPS = {"A100 SXM": 312, "H100 SXM": 989, "L40S": 362, "L4": 121, "RTX 4090": 165}
-# On demand, RunPod's Secure Cloud as its price page had it on 2026-11-09. Rates differ by a factor of four between vendors.
+# On demand, by the price page of RunPod's Secure Cloud on 2026-11-09. Vendors differ by a factor of four.
 DOLLARS_AN_HOUR = {"A100 SXM": 1.79, "H100 SXM": 3.99}
 # An estimate for photographs, at quality 95.
 KILOBYTES = {"jpeg 512": 80, "jpeg 256": 25, "png 512": 450}
@@ -112,8 +112,8 @@ def main() -> None:
     lines += [f"| {name} | {size} | {NUM_IMAGES * size / 1e6:,.0f} GB |" for name, size in KILOBYTES.items()]
     page = Path(__file__).with_name("synthesis.md")
     rates = ", ".join(f"{gpu} ${rate}" for gpu, rate in DOLLARS_AN_HOUR.items())
-    intro = f"Share of the peak, from the paper's rate: {100 * share:.0f} %. Dollars at {rates} an hour (RunPod, 2026-11-09)."
-    table = f"<!-- cost -->\n{intro}\n\n" + "\n".join(lines)
+    intro = f"Share of the peak, from the paper's rate: {100 * share:.0f} %."
+    table = f"<!-- cost -->\n{intro} Dollars at {rates} an hour (RunPod, 2026-11-09).\n\n" + "\n".join(lines)
     page.write_text(re.sub(r"<!-- cost -->.*?(?=\n<!-- end -->)", lambda _: table, page.read_text(), flags=re.DOTALL))
 
 

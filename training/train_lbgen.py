@@ -90,9 +90,13 @@ def make_parser() -> argparse.ArgumentParser:
     sampling.add_argument("--scheduler", default="ddim", help="ddim or ddpm.")
     sampling.add_argument("--num_inference_steps", type=int, default=50)
     sampling.add_argument("--num_trained_steps", type=int, default=5, help="How many of them carry gradients.")
-    sampling.add_argument("--guidance_scale", type=float, default=2.0)
+    sampling.add_argument("--guidance_scale", type=float, default=2.0, help="As the pictures will be drawn.")
     sampling.add_argument(
-        "--guidance_interval", type=float, nargs=2, default=[0.0, 1.0], help="Share of the schedule with guidance."
+        "--guidance_interval",
+        type=float,
+        nargs=2,
+        default=[0.0, 1.0],
+        help="Share of the schedule with guidance while training; held-out pictures always have it.",
     )
     sampling.add_argument(
         "--unet_input", choices=["stop", "through"], default="stop", help="The gradient at a trained step's UNet input."

@@ -76,7 +76,8 @@ def load_state(checkpoint: Path, device: torch.device) -> tuple[int, dict[str, T
     """
     try:
         with safe_open(checkpoint / STATE_FILE, "pt", device=str(device)) as file:
-            return int(file.metadata()["step"]), {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            return int(file.metadata()["step"]), {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {str(error).splitlines()[0]}") from error
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -108,10 +109,17 @@ class FineTuning:
         chunks = [prompts[i : i + 256] for i in range(0, len(prompts), 256)]
         return torch.cat([pipe.encode_prompt(chunk, self.device, 1, False)[0] for chunk in chunks])
 
-    def draw(self, class_ids: Tensor, noise: Tensor, generators: list[torch.Generator], **sampling) -> Tensor:
+    def draw(
+        self,
+        class_ids: Tensor,
+        noise: Tensor,
+        generators: list[torch.Generator],
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        **sampling,
+    ) -> Tensor:
         """Images (B, 3, H, W) in about [0, 1] from noise; `trained_steps` among `sampling` carry gradients."""
         args, steps = self.args, self.args.num_inference_steps
-        low, high = args.guidance_interval
+        low, high = guidance_interval
         scales = [args.guidance_scale if low <= i / steps < high else 1.0 for i in range(steps)]
         with self.accelerator.autocast():
             latents = sample_latents(
@@ -152,6 +160,7 @@ class FineTuning:
                     batch.class_ids,
                     batch.noise,
                     batch.generators,
+                    args.guidance_interval,
                     trained_steps=trained_steps,
                     unet_input=args.unet_input,
                     early_exit=args.early_exit,

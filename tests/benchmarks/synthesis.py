@@ -1,0 +1,186 @@
+"""Synthesis side by side with the authors' way, with the same model, and what each preset's speed costs in quality.
+
+    python tests/benchmarks/synthesis.py              # speed
+    python tests/benchmarks/synthesis.py --quality    # 1,600 pictures a preset, judged; long
+    python tests/benchmarks/synthesis.py --sd15       # one step of SD1.5 at 512x512, lever by lever; random weights
+
+The authors' way: the plain pipeline, one class at a time, its LoRA unfused, each picture saved as PNG in the thread
+that draws. Writes results/synthesis.json, results/synthesis_quality.json and results/synthesis_sd15.json.
+"""
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from timing import compare, write_results
+from torch.utils.flop_counter import FlopCounterMode
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.synthesis.denoising import CachedUNet
+from lbgen_hf.synthesis.generate import generate
+from lbgen_hf.synthesis.job import Job
+from lbgen_hf.synthesis.settings import PRESETS
+
+VARIANTS = {
+    "paper": PRESETS["paper"],
+    "guidance interval": {**PRESETS["paper"], "guidance_interval": PRESETS["fast"]["guidance_interval"]},
+    "fewer steps": {"scheduler": PRESETS["fast"]["scheduler"], "steps": PRESETS["fast"]["steps"]},
+    "cache interval 2": {**PRESETS["paper"], "cache_interval": 2},
+    "fast": PRESETS["fast"],
+    "fast, cache interval 2": {**PRESETS["fast"], "cache_interval": 2},
+}
+
+
+def authors_way(images_per_class: int) -> Callable[[], None]:
+    """Draws into a folder of PNGs."""
+    pipe = StableDiffusionPipeline.from_pretrained(MODELS / "pipeline", safety_checker=None)
+    pipe.load_lora_weights(MODELS / "lora")
+    pipe.set_progress_bar_config(disable=True)
+    names = Job().prepare()[0].classes
+
+    def draw() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in names:
+                images = pipe(name, num_images_per_prompt=images_per_class, guidance_scale=2.0).images
+                for index, image in enumerate(images):
+                    image.save(Path(folder) / f"{name}-{index}.png")
+
+    return draw
+
+
+def our_way(images_per_class: int, options: dict) -> Callable[[], None]:
+    """Draws a dataset folder."""
+    job = Job(lora=str(MODELS / "lora"), options={"images_per_class": images_per_class, **options})
+    settings, drawer = job.prepare()
+
+    def draw() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            generate(Path(folder) / "out", settings, drawer, batch_size=64)
+
+    return draw
+
+
+def count_gflops(draw: Callable[[], None], num_images: int) -> float:
+    """GFLOP an image."""
+    with FlopCounterMode(display=False) as counter:
+        draw()
+    return counter.get_total_flops() / num_images / 1e9
+
+
+def time_all(images_per_class: int, repeats: int) -> dict:
+    """Each variant against the authors' way: seconds, ratio with its quartiles, and counted GFLOP an image."""
+    ways = {"authors": authors_way(images_per_class)}
+    ways |= {name: our_way(images_per_class, options) for name, options in VARIANTS.items()}
+    timed = compare(ways, repeats)
+    for name, draw in ways.items():
+        timed[name]["gflop_an_image"] = round(count_gflops(draw, 16 * images_per_class), 2)
+    return {"images": 16 * images_per_class, "ways": timed}
+
+
+@torch.no_grad()
+def time_sd15_step(repeats: int) -> dict:
+    """One step of SD1.5 in bf16 at 512x512, as the authors take it and with one lever after the other."""
+    torch.set_default_dtype(torch.bfloat16)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()
+    sample, embeddings = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768)
+    torch.set_default_dtype(torch.float32)
+    timestep = torch.tensor(500)
+    unet.add_adapter(LoraConfig(r=128, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
+
+    channels_last = copy.deepcopy(unet).to(memory_format=torch.channels_last)
+    for each in (unet, channels_last):
+        each.disable_adapters()  # what fused ones cost: the products of the base weights alone
+
+    def step(batch: int) -> Callable[[], None]:
+        return lambda: unet(sample[:batch], timestep, embeddings[:batch])
+
+    def in_channels_last() -> None:
+        channels_last(sample.to(memory_format=torch.channels_last), timestep, embeddings)
+
+    def unfused() -> None:
+        unet.enable_adapters()
+        unet(sample, timestep, embeddings)
+        unet.disable_adapters()
+
+    cached = CachedUNet(unet, interval=10**6)
+
+    def shallow(batch: int) -> Callable[[], None]:
+        return lambda: cached(sample[:batch], timestep, embeddings[:batch])
+
+    cached(sample, timestep, embeddings)  # the deep features, once
+    timed = compare(
+        {
+            "guided, LoRA unfused": unfused,
+            "guided, LoRA fused": step(2),
+            "guided, LoRA fused, channels last": in_channels_last,
+            "guided, LoRA fused, deep half cached": shallow(2),
+            "unguided, LoRA fused": step(1),
+            "unguided, LoRA fused, deep half cached": shallow(1),
+        },
+        repeats,
+    )
+    return {"settings": "SD1.5's UNet, random weights, rank 128, bf16, 512x512, one picture", "ways": timed}
+
+
+@torch.no_grad()
+def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
+    """Each variant against `paper`, drawn from the same noise, as the judge sees it.
+
+    Per figure the change with its 95 % interval; `feature_distance`: mean 1 - cos to the `paper` picture of the same
+    noise in CLIP's space.
+    """
+    from lbgen_hf.biaslab.judge import Judge
+    from lbgen_hf.biaslab.measure import compare as compare_measured
+    from lbgen_hf.biaslab.measure import look_at, measure
+    from lbgen_hf.clip_features import ClipFeatures
+    from lbgen_hf.quality import load_quality_scorer
+
+    judge = Judge.from_pretrained(MODELS / "judge").eval()
+    clip = ClipFeatures.from_pretrained(MODELS / "clip")
+    scorer = load_quality_scorer("lbgen-tiny")
+    sights = {}
+    for name, options in VARIANTS.items():
+        settings, drawer = Job(options={"images_per_class": images_per_class, **options}).prepare()
+        rows = [settings.plan.row(image_id) for image_id in range(settings.plan.num_images)]
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        pictures = torch.cat([torch.from_numpy(drawer(batch).pictures) for batch in batches])
+        images = pictures.permute(0, 3, 1, 2).float().div(255).unflatten(0, (images_per_class, -1)).transpose(0, 1)
+        sights[name] = look_at(images, settings.classes, judge, clip.image_features, scorer.score)
+    paper = sights["paper"]
+    measured = {name: measure(sight) for name, sight in sights.items()}
+    return {
+        name: {
+            "feature_distance": (1 - (sight.features * paper.features).sum(-1)).mean().item(),
+            "figures": {
+                row["name"]: {"value": row["tuned"], "change": row["change"]}
+                for row in compare_measured(measured["paper"], measured[name])
+            },
+        }
+        for name, sight in sights.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quality", action="store_true", help="judge pictures instead of timing")
+    parser.add_argument("--images_per_class", type=int, help="default: 4 for speed, 100 for quality")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sd15", action="store_true", help="time one full-size step instead")
+    arguments = parser.parse_args()
+    if arguments.sd15:
+        print(write_results("synthesis_sd15", time_sd15_step(arguments.repeats)).read_text())
+    elif arguments.quality:
+        results = judge_all(arguments.images_per_class or 100)
+        print(write_results("synthesis_quality", results).read_text())
+    else:
+        results = time_all(arguments.images_per_class or 4, arguments.repeats)
+        print(write_results("synthesis", results).read_text())
+
+
+if __name__ == "__main__":
+    main()
