@@ -18,7 +18,7 @@ def choose_step(rows: list[dict]) -> int:
     """Which step's LoRA to keep, from held-out figures alone.
 
     The best aligned with its descriptions (mean cosine to "photo of {name}") among the steps where, against step 0,
-    class accuracy fell by at most 0.05, quality by at most 0.1, and distance within a class to no less than 0.75 of it.
+    class accuracy fell by at most 0.02, quality by at most 0.1, and distance within a class to no less than 0.7 of it.
 
     Args:
         rows: with step, alignment, class_accuracy, distance_within_class, and quality where there is a scorer.
@@ -27,8 +27,8 @@ def choose_step(rows: list[dict]) -> int:
 
     def holds(row: dict) -> bool:
         return (
-            row["class_accuracy"] >= base["class_accuracy"] - 0.05
-            and row["distance_within_class"] >= 0.75 * base["distance_within_class"]
+            row["class_accuracy"] >= base["class_accuracy"] - 0.02
+            and row["distance_within_class"] >= 0.7 * base["distance_within_class"]
             and row.get("quality", 0) >= base.get("quality", 0) - 0.1
         )
 
