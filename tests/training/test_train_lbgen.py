@@ -183,6 +183,15 @@ def test_options_run_and_move_the_lora(script, arguments, option):
     assert any(value.abs().max() > 0 for name, value in weights(out).items() if "lora_B" in name or "lora.up" in name)
 
 
+def test_guidance_left_out_of_training_is_still_there_in_held_out_pictures(script, arguments, tmp_path):
+    extra = ("--max_train_steps", 1, "--validation_steps", 1)
+    whole = run(script, arguments(*extra, output_dir=tmp_path / "whole"))
+    without = run(script, arguments(*extra, "--guidance_interval", 0, 0, output_dir=tmp_path / "without"))
+    first = [(folder / "validation.jsonl").read_text().splitlines()[0] for folder in (whole, without)]
+    assert first[0] == first[1]
+    assert (whole / "training.jsonl").read_text() != (without / "training.jsonl").read_text()
+
+
 def test_upstream_preset_trains_d_alone_first(script, arguments, tmp_path):
     extra = ("--preset", "upstream", "--max_train_steps", 3, "--validation_steps", 0)
     out = run(script, arguments(*extra))  # four classes, two a step: two steps of warm-up
