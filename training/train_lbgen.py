@@ -51,6 +51,12 @@ FREE_TO_CHANGE = {
     *("gradient_checkpointing", "push_to_hub", "hub_model_id", "hub_private", "keep"),
 }
 
+# What says where and how a run goes on, and nothing of what it computes: not for the card.
+HOUSEKEEPING = {
+    *("config", "output_dir", "resume_from_checkpoint", "report_to", "checkpointing_steps", "checkpoints_total_limit"),
+    *("push_to_hub", "hub_model_id", "hub_private"),
+}
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
@@ -283,7 +289,7 @@ def finish(run: FineTuning, rows: list[dict]) -> None:
         args.output_dir,
         base_model=args.pretrained_model_name_or_path,
         class_names=run.class_names,
-        options={k: v for k, v in vars(args).items() if v != make_parser().get_default(k)},
+        options={k: v for k, v in vars(args).items() if k not in HOUSEKEEPING and v != make_parser().get_default(k)},
         rows=rows,
         step=step,
     )
