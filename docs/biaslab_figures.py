@@ -3,6 +3,7 @@
 python training/measure_bias.py --lora seed-0 seed-1 seed-2 --output training/biaslab/lora_seeds.json
 python training/measure_bias.py --lora seed-0/checkpoint-* --images_per_class 25 --num_inference_steps 20 \
     --output training/biaslab/lora_curve.json
+python tests/benchmarks/training_levers.py
 python docs/biaslab_figures.py
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).with_name("biaslab.md")
 MEASURED = Path(__file__).parents[1] / "training" / "biaslab"
+LEVERS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results" / "training_levers.json"
 CURVE = ("mi_background", "mi_texture", "mi_place", "class_accuracy", "quality", "distance_within_class")
 
 
@@ -59,9 +61,27 @@ def curve_table() -> str:
     return f"{drawn(options)}\n\n" + "\n".join(lines)
 
 
+def levers_table() -> str:
+    """One row a variant: steps in equal time, and what they changed."""
+    measured = json.loads(LEVERS.read_text())
+    shown = ("mi_background", "mi_place", "class_accuracy", "quality", "distance_within_class")
+    lines = ["| training | s a step | steps | " + " | ".join(name.replace("_", " ") for name in shown) + " |"]
+    lines.append("|---" * (3 + len(shown)) + "|")
+    for name, variant in measured["variants"].items():
+        cells = [name, f"{variant['seconds_a_step']:.2f}", str(variant["steps"])]
+        cells += [percent(variant["relative"][figure]) for figure in shown]
+        lines.append(f"| {' | '.join(cells)} |")
+    settings = measured["settings"]
+    return (
+        f"{settings['minutes']} minutes of training each; {settings['images_per_class']} pictures of each class,"
+        f" {settings['num_inference_steps']} steps; changes against the base model, 95 % intervals.\n\n"
+        + "\n".join(lines)
+    )
+
+
 def main() -> None:
     page = PAGE.read_text()
-    for mark, table in (("seeds", seeds_table()), ("curve", curve_table())):
+    for mark, table in (("seeds", seeds_table()), ("curve", curve_table()), ("levers", levers_table())):
         page = re.sub(rf"(?s)(<!-- {mark} -->).*?(<!-- /{mark} -->)", lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", page)
     PAGE.write_text(page)
 
