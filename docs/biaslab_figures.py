@@ -1,7 +1,7 @@
 """Write the tables of biaslab.md out of what training/measure_bias.py measured.
 
 python training/measure_bias.py --lora seed-0 seed-1 seed-2 --output training/biaslab/lora_seeds.json
-python training/measure_bias.py --lora seed-0/checkpoint-* --images_per_class 25 --num_inference_steps 20 \
+python training/measure_bias.py --lora seed-1/checkpoint-* --images_per_class 25 --num_inference_steps 20 \
     --output training/biaslab/lora_curve.json
 python tests/benchmarks/training_levers.py
 python docs/biaslab_figures.py
