@@ -1,8 +1,8 @@
-"""Write the tables of biaslab.md out of what training/measure_bias.py measured.
+"""Write the tables of biaslab.md out of what was measured.
 
-python training/measure_bias.py --lora seed-0 seed-1 seed-2 --output training/biaslab/lora_seeds.json
-python training/measure_bias.py --lora seed-1/checkpoint-* --images_per_class 25 --num_inference_steps 20 \
-    --output training/biaslab/lora_curve.json
+python training/measure_bias.py --lora seed-0 seed-1 seed-2 --num_inference_steps 25 \
+    --output training/biaslab/lora_seeds.json
+python training/measure_curve.py seed-1 --output training/biaslab/lora_curve.json
 python tests/benchmarks/training_levers.py
 python docs/biaslab_figures.py
 """
@@ -52,13 +52,16 @@ def seeds_table() -> str:
 
 
 def curve_table() -> str:
-    """One row a checkpoint."""
+    """One row for every step whose held-out pictures were judged."""
     options, tables = read("lora_curve.json")
-    steps = {0: tables.pop("base")} | {int(lora.rpartition("-")[2]): table for lora, table in tables.items()}
     lines = ["| step | " + " | ".join(name.replace("_", " ") for name in CURVE) + " |", "|---" * (1 + len(CURVE)) + "|"]
-    for step, table in sorted(steps.items()):
-        lines.append(f"| {step} | " + " | ".join(number(table[name]["tuned"]) for name in CURVE) + " |")
-    return f"{drawn(options)}\n\n" + "\n".join(lines)
+    for name, table in tables.items():
+        step = int(name.removeprefix("step-"))
+        lines.append(f"| {step} | " + " | ".join(number(table[figure]["tuned"]) for figure in CURVE) + " |")
+    how = (
+        f"{options['images_per_class']} held-out pictures of each class, the same noise at every step; 95 % intervals."
+    )
+    return f"{how}\n\n" + "\n".join(lines)
 
 
 def levers_table() -> str:

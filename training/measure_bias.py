@@ -20,6 +20,8 @@ from lbgen_hf.errors import UserError, report_errors
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE, LbGenPipeline
 from lbgen_hf.quality.tiny import TinyScorer
 
+RECORDED = ("images_per_class", "num_inference_steps", "guidance_scale", "seed")
+
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -76,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
         if name != "base" or len(tables) == 1:
             print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
     if args.output:
-        options = {k: str(v) for k, v in vars(args).items()}
+        options = {name: str(getattr(args, name)) for name in RECORDED}
         args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n")
 
 

@@ -34,6 +34,8 @@ VARIANTS = {
     "fast": PRESETS["fast"],
     "fast, cache interval 2": {**PRESETS["fast"], "cache_interval": 2},
 }
+# A ladder: each adds one lever to the one before.
+JUDGED = ("paper", "fewer steps", "fast", "fast, cache interval 2")
 
 
 def authors_way(images_per_class: int) -> Callable[[], None]:
@@ -144,8 +146,8 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
     clip = ClipFeatures.from_pretrained(MODELS / "clip")
     scorer = load_quality_scorer("lbgen-tiny")
     sights = {}
-    for name, options in VARIANTS.items():
-        settings, drawer = Job(options={"images_per_class": images_per_class, **options}).prepare()
+    for name in JUDGED:
+        settings, drawer = Job(options={"images_per_class": images_per_class, **VARIANTS[name]}).prepare()
         rows = [settings.plan.row(image_id) for image_id in range(settings.plan.num_images)]
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         pictures = torch.cat([torch.from_numpy(drawer(batch).pictures) for batch in batches])

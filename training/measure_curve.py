@@ -1,0 +1,77 @@
+"""Bias over the steps of a fine-tuning run of lbgen-tiny, as the shipped judge sees its held-out pictures.
+
+    python training/measure_curve.py out --output curve.json
+
+Reads what training/train_lbgen.py left in out/validation: the same noise at every step. Intervals are 95 %, from a
+bootstrap over the pictures of each class.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.biaslab.judge import Judge
+from lbgen_hf.biaslab.measure import compare, format_comparison, look_at, measure
+from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE
+from lbgen_hf.clip_features import ClipFeatures
+from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.quality.tiny import TinyScorer
+
+GRID_PADDING = 2  # torchvision's
+
+
+def read_grid(path: Path) -> Tensor:
+    """Pictures (C, n, 3, H, W) in [0, 1] out of a grid with a row for each class.
+
+    Raises:
+        UserError: the grid is not of every class.
+    """
+    grid = pil_to_tensor(Image.open(path).convert("RGB")) / 255
+    pitch = IMAGE_SIZE + GRID_PADDING
+    rows, columns = ((size - GRID_PADDING) // pitch for size in grid.shape[1:])
+    if rows != len(CLASSES):
+        raise UserError(f"{path} shows {rows} classes; train with --num_validation_classes {len(CLASSES)}")
+    cells = grid[:, GRID_PADDING:, GRID_PADDING:].unfold(1, IMAGE_SIZE, pitch).unfold(2, IMAGE_SIZE, pitch)
+    return cells[:, :rows, :columns].permute(1, 2, 0, 3, 4).contiguous()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, judge, print.
+
+    Raises:
+        UserError: the run has no held-out pictures.
+    """
+    paths = sorted((args.run / "validation").glob("step-*.png"))
+    if not paths:
+        raise UserError(f"{args.run} has no held-out pictures; train with --validation_steps above 0")
+    judge = Judge.from_pretrained(MODELS / "judge").eval()
+    clip = ClipFeatures.from_pretrained(MODELS / "clip")
+    scorer = TinyScorer.from_pretrained(MODELS / "quality").freeze()
+    pictures = [read_grid(path) for path in paths]
+    measured = [measure(look_at(each, CLASSES, judge, clip.image_features, scorer)) for each in pictures]
+    tables = {path.stem: compare(measured[0], one) for path, one in zip(paths, measured, strict=True)}
+    for name, rows in tables.items():
+        print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
+    if args.output:
+        options = {"images_per_class": str(pictures[0].shape[1])}
+        args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="measure_curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="The --output_dir of training/train_lbgen.py.")
+    parser.add_argument("--output", type=Path, help="Write the figures as JSON.")
+    return parser
+
+
+if __name__ == "__main__":
+    with report_errors("measure_curve"), torch.no_grad():
+        main(make_parser().parse_args())
