@@ -75,11 +75,11 @@ def levers_table() -> str:
         cells += [percent(variant["relative"][figure]) for figure in shown]
         lines.append(f"| {' | '.join(cells)} |")
     settings = measured["settings"]
-    return (
+    how = (
         f"{settings['minutes']} minutes of training each; {settings['images_per_class']} pictures of each class,"
-        f" {settings['num_inference_steps']} steps; changes against the base model, 95 % intervals.\n\n"
-        + "\n".join(lines)
+        f" {settings['num_inference_steps']} steps; changes against the base model, 95 % intervals."
     )
+    return f"{how}\n\n" + "\n".join(lines)
 
 
 def main() -> None:

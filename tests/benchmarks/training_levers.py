@@ -20,15 +20,11 @@ from timing import write_results
 from lbgen_hf.fine_tuning.checkpoints import checkpoints, step_of
 
 TRAINING = Path(__file__).parents[2] / "training"
-WITH_GUIDANCE = ["--guidance_interval", "0", "1"]
 FIVE_OF_TWENTY = ["--num_inference_steps", "20", "--num_trained_steps", "5"]
-STOP = ["--unet_input", "stop"]
 VARIANTS = {
-    "tiny.yaml: 10 of 10 steps, through, no guidance": [],
+    "10 of 10 steps, through (tiny.yaml)": [],
     "5 of 20 steps, through": FIVE_OF_TWENTY,
-    "5 of 20 steps, stop": [*FIVE_OF_TWENTY, *STOP],
-    "5 of 20 steps, stop, early exit": [*FIVE_OF_TWENTY, *STOP, "--early_exit"],
-    "5 of 20 steps, stop, guidance": [*FIVE_OF_TWENTY, *STOP, *WITH_GUIDANCE],
+    "5 of 20 steps, stop": [*FIVE_OF_TWENTY, "--unet_input", "stop"],
 }
 
 
