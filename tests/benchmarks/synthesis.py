@@ -152,7 +152,7 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         pictures = torch.cat([torch.from_numpy(drawer(batch).pictures) for batch in batches])
         images = pictures.permute(0, 3, 1, 2).float().div(255).unflatten(0, (images_per_class, -1)).transpose(0, 1)
-        sights[name] = look_at(images, settings.classes, judge, clip.image_features, scorer.score)
+        sights[name] = look_at(images, settings.classes, judge, clip.image_features, scorer)
     paper = sights["paper"]
     measured = {name: measure(sight) for name, sight in sights.items()}
     return {
@@ -177,7 +177,8 @@ def main() -> None:
     if arguments.sd15:
         print(write_results("synthesis_sd15", time_sd15_step(arguments.repeats)).read_text())
     elif arguments.quality:
-        results = judge_all(arguments.images_per_class or 100)
+        images_per_class = arguments.images_per_class or 100
+        results = {"images_per_class": images_per_class, "variants": judge_all(images_per_class)}
         print(write_results("synthesis_quality", results).read_text())
     else:
         results = time_all(arguments.images_per_class or 4, arguments.repeats)
