@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -102,5 +103,6 @@ def test_quickstart_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     names: dict = {}
     for block in blocks(page, "python"):
         exec(block, names)
-    assert names["again"].images[0].tobytes() == names["output"].images[0].tobytes()
+    again, first = (np.asarray(names[name].images[0], dtype=int) for name in ("again", "output"))
+    assert np.abs(again - first).max() <= 1  # another batch size rounds otherwise
     assert names["low_bias"].seeds == names["output"].seeds
