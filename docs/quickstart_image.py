@@ -21,6 +21,7 @@ def main(out: Path) -> None:
         left = column * (width + MARGIN)
         page.paste(sheet, (left, HEADING))
         ImageDraw.Draw(page).text((left + 4, 8), title, fill="black", font=ImageFont.load_default(22))
+    page.thumbnail((1600, 1600))
     page.save(Path(__file__).parent / "images" / "quickstart.jpg", quality=88)
 
 
