@@ -105,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="Share of the schedule with guidance while training; held-out pictures always have it.",
     )
     sampling.add_argument(
-        "--unet_input", choices=["stop", "through"], default="stop", help="The gradient at a trained step's UNet input."
+        "--unet_input", choices=["stop", "through"], default="through", help="The gradient at a trained step's input."
     )
     switch(sampling, "--early_exit", "Jump to the clean image at the last trained step.")
 

@@ -168,7 +168,7 @@ def test_a_run_leaves_a_lora_for_any_diffusers(script, arguments, lively_folder)
     [
         ["--scheduler", "ddpm"],
         ["--early_exit"],
-        ["--unet_input", "through"],
+        ["--unet_input", "stop"],
         ["--saturating"],
         ["--guidance_interval", "0.25", "0.75"],
         ["--ema_decay", "0.9"],
