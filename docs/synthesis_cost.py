@@ -32,7 +32,12 @@ KILOBYTES = {"jpeg 512": 80, "jpeg 256": 25, "png 512": 450}
 VARIANTS = {
     "paper": PRESETS["paper"],
     "fast": PRESETS["fast"],
-    "fast, cache interval 2": {**PRESETS["fast"], "cache_interval": 2},
+    "fast, guidance interval": {**PRESETS["fast"], "guidance_interval": (0.2, 0.8)},
+    "fast, guidance interval, cache interval 2": {
+        **PRESETS["fast"],
+        "guidance_interval": (0.2, 0.8),
+        "cache_interval": 2,
+    },
 }
 
 

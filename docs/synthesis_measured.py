@@ -2,7 +2,6 @@
 
 python tests/benchmarks/synthesis.py
 python tests/benchmarks/synthesis.py --quality
-python tests/benchmarks/synthesis.py --sd15
 python docs/synthesis_measured.py
 """
 
@@ -32,18 +31,9 @@ def quality_table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def step_table(results: dict) -> str:
-    lines = ["| one step of SD1.5 | s | ratio (quartiles) |", "|---|---|---|"]
-    for name, way in results["ways"].items():
-        low, high = way["ratio_spread"]
-        lines.append(f"| {name} | {way['seconds']:.2f} | {way['ratio']:.2f}x ({low:.2f}-{high:.2f}) |")
-    return "\n".join(lines)
-
-
 TABLES = {
     "speed": ("synthesis.json", speed_table),
     "quality": ("synthesis_quality.json", quality_table),
-    "step": ("synthesis_sd15.json", step_table),
 }
 
 

@@ -21,21 +21,23 @@ from timing import compare, write_results
 from torch.utils.flop_counter import FlopCounterMode
 
 from lbgen_hf.biaslab import MODELS
+from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.synthesis.denoising import CachedUNet
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.job import Job
 from lbgen_hf.synthesis.settings import PRESETS
 
+INTERVAL = {"guidance_interval": (0.2, 0.8)}
 VARIANTS = {
     "paper": PRESETS["paper"],
-    "guidance interval": {**PRESETS["paper"], "guidance_interval": PRESETS["fast"]["guidance_interval"]},
-    "fewer steps": {"scheduler": PRESETS["fast"]["scheduler"], "steps": PRESETS["fast"]["steps"]},
-    "cache interval 2": {**PRESETS["paper"], "cache_interval": 2},
+    "paper, guidance interval": {**PRESETS["paper"], **INTERVAL},
+    "paper, cache interval 2": {**PRESETS["paper"], "cache_interval": 2},
     "fast": PRESETS["fast"],
-    "fast, cache interval 2": {**PRESETS["fast"], "cache_interval": 2},
+    "fast, guidance interval": {**PRESETS["fast"], **INTERVAL},
+    "fast, guidance interval, cache interval 2": {**PRESETS["fast"], **INTERVAL, "cache_interval": 2},
 }
 # A ladder: each adds one lever to the one before.
-JUDGED = ("paper", "fewer steps", "fast", "fast, cache interval 2")
+JUDGED = ("paper", "fast", "fast, guidance interval", "fast, guidance interval, cache interval 2")
 
 
 def authors_way(images_per_class: int) -> Callable[[], None]:
@@ -43,7 +45,7 @@ def authors_way(images_per_class: int) -> Callable[[], None]:
     pipe = StableDiffusionPipeline.from_pretrained(MODELS / "pipeline", safety_checker=None)
     pipe.load_lora_weights(MODELS / "lora")
     pipe.set_progress_bar_config(disable=True)
-    names = Job().prepare()[0].classes
+    names = list(CLASSES)
 
     def draw() -> None:
         with tempfile.TemporaryDirectory() as folder:
