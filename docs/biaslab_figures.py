@@ -8,8 +8,11 @@ python docs/biaslab_figures.py
 """
 
 import json
-import re
 from pathlib import Path
+
+from tables import fill_in, markdown_table
+
+from lbgen_hf.biaslab.measure import format_interval, format_percent
 
 PAGE = Path(__file__).with_name("biaslab.md")
 MEASURED = Path(__file__).parents[1] / "training" / "biaslab"
@@ -24,14 +27,6 @@ def read(name: str) -> tuple[dict[str, str], dict[str, dict[str, dict]]]:
     return measured["options"], tables
 
 
-def percent(values: tuple[float, float, float]) -> str:
-    return "{:+.0f} % [{:+.0f}, {:+.0f}]".format(*(100 * value for value in values))
-
-
-def number(values: tuple[float, float, float]) -> str:
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*values)
-
-
 def drawn(options: dict[str, str]) -> str:
     return (
         f"{options['images_per_class']} pictures of each class, {options['num_inference_steps']} steps,"
@@ -43,51 +38,51 @@ def seeds_table() -> str:
     """One column a seed of the fine-tuning: change against the base model."""
     options, tables = read("lora_seeds.json")
     base = tables.pop("base")
-    lines = ["| figure | base | " + " | ".join(f"seed {i}" for i in range(len(tables))) + " |"]
-    lines.append("|---" * (2 + len(tables)) + "|")
-    for name, row in base.items():
-        cells = [name.replace("_", " "), number(row["base"]), *(percent(t[name]["relative"]) for t in tables.values())]
-        lines.append(f"| {' | '.join(cells)} |")
-    return f"{drawn(options)}\n\n" + "\n".join(lines)
+    rows = [
+        [
+            name.replace("_", " "),
+            format_interval(row["base"]),
+            *(format_percent(table[name]["relative"]) for table in tables.values()),
+        ]
+        for name, row in base.items()
+    ]
+    header = ["figure", "base", *(f"seed {i}" for i in range(len(tables)))]
+    return f"{drawn(options)}\n\n{markdown_table(header, rows)}"
 
 
 def curve_table() -> str:
     """One row for every step whose held-out pictures were judged."""
     options, tables = read("lora_curve.json")
-    lines = ["| step | " + " | ".join(name.replace("_", " ") for name in CURVE) + " |", "|---" * (1 + len(CURVE)) + "|"]
-    for name, table in tables.items():
-        step = int(name.removeprefix("step-"))
-        lines.append(f"| {step} | " + " | ".join(number(table[figure]["tuned"]) for figure in CURVE) + " |")
+    rows = [
+        [str(int(name.removeprefix("step-"))), *(format_interval(table[figure]["tuned"]) for figure in CURVE)]
+        for name, table in tables.items()
+    ]
     how = (
         f"{options['images_per_class']} held-out pictures of each class, the same noise at every step; 95 % intervals."
     )
-    return f"{how}\n\n" + "\n".join(lines)
+    return f"{how}\n\n{markdown_table(['step', *CURVE], rows)}"
 
 
 def levers_table() -> str:
     """One row a variant: steps in equal time, and what they changed."""
     measured = json.loads(LEVERS.read_text())
     shown = ("mi_background", "mi_place", "class_accuracy", "quality", "distance_within_class")
-    lines = ["| training | s a step | steps | " + " | ".join(name.replace("_", " ") for name in shown) + " |"]
-    lines.append("|---" * (3 + len(shown)) + "|")
-    for name, variant in measured["variants"].items():
-        cells = [name, f"{variant['seconds_a_step']:.2f}", str(variant["steps"])]
-        cells += [percent(variant["relative"][figure]) for figure in shown]
-        lines.append(f"| {' | '.join(cells)} |")
+    rows = [
+        [
+            name,
+            f"{variant['seconds_a_step']:.2f}",
+            str(variant["steps"]),
+            *(format_percent(variant["relative"][figure]) for figure in shown),
+        ]
+        for name, variant in measured["variants"].items()
+    ]
     settings = measured["settings"]
     how = (
         f"{settings['minutes']} minutes of training each; {settings['images_per_class']} pictures of each class,"
         f" {settings['num_inference_steps']} steps; changes against the base model, 95 % intervals."
     )
-    return f"{how}\n\n" + "\n".join(lines)
-
-
-def main() -> None:
-    page = PAGE.read_text()
-    for mark, table in (("seeds", seeds_table()), ("curve", curve_table()), ("levers", levers_table())):
-        page = re.sub(rf"(?s)(<!-- {mark} -->).*?(<!-- /{mark} -->)", lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", page)
-    PAGE.write_text(page)
+    return f"{how}\n\n{markdown_table(['training', 's a step', 'steps', *shown], rows)}"
 
 
 if __name__ == "__main__":
-    main()
+    fill_in(PAGE, {"seeds": seeds_table(), "curve": curve_table(), "levers": levers_table()})

@@ -7,13 +7,13 @@ Hours follow from the paper's own rate, 0.87 pictures/s on an A100 with the `pap
 other GPUs, from the same share of their published peak.
 """
 
-import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from tables import fill_in, markdown_table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,19 +107,27 @@ def main() -> None:
         for name, preset in VARIANTS.items()
     }
     share = PAPER_IMAGES_PER_SECOND * tflops["paper"] / PEAK_TFLOPS["A100 SXM"]
-    lines = ["| preset | TFLOP a picture | by counted FLOPs | " + " | ".join(f"{gpu}, h" for gpu in PEAK_TFLOPS) + " |"]
-    lines.append("|---" * (3 + len(PEAK_TFLOPS)) + "|")
-    for name, cost in tflops.items():
-        hours = {gpu: NUM_IMAGES * cost / (peak * share) / 3600 for gpu, peak in PEAK_TFLOPS.items()}
-        cells = [name, f"{cost:.1f}", f"{tflops['paper'] / cost:.2f}x", *(_hours(*item) for item in hours.items())]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| stored as | kB a picture, an estimate | disk |", "|---|---|---|"]
-    lines += [f"| {name} | {size} | {NUM_IMAGES * size / 1e6:,.0f} GB |" for name, size in KILOBYTES.items()]
-    page = Path(__file__).with_name("synthesis.md")
+    hours = {
+        name: {gpu: NUM_IMAGES * cost / (peak * share) / 3600 for gpu, peak in PEAK_TFLOPS.items()}
+        for name, cost in tflops.items()
+    }
+    presets = markdown_table(
+        ["preset", "TFLOP a picture", "by counted FLOPs", *(f"{gpu}, h" for gpu in PEAK_TFLOPS)],
+        [
+            [name, f"{cost:.1f}", f"{tflops['paper'] / cost:.2f}x", *(_hours(*item) for item in hours[name].items())]
+            for name, cost in tflops.items()
+        ],
+    )
+    disk = markdown_table(
+        ["stored as", "kB a picture, an estimate", "disk"],
+        [[name, str(size), f"{NUM_IMAGES * size / 1e6:,.0f} GB"] for name, size in KILOBYTES.items()],
+    )
     rates = ", ".join(f"{gpu} ${rate}" for gpu, rate in DOLLARS_AN_HOUR.items())
-    intro = f"Share of the peak, from the paper's rate: {100 * share:.0f} %."
-    table = f"<!-- cost -->\n{intro} Dollars at {rates} an hour (RunPod, 2026-11-09).\n\n" + "\n".join(lines)
-    page.write_text(re.sub(r"<!-- cost -->.*?(?=\n<!-- end -->)", lambda _: table, page.read_text(), flags=re.DOTALL))
+    intro = (
+        f"Share of the peak, from the paper's rate: {100 * share:.0f} %."
+        f" Dollars at {rates} an hour (RunPod, 2026-11-09)."
+    )
+    fill_in(Path(__file__).with_name("synthesis.md"), {"cost": f"{intro}\n\n{presets}\n\n{disk}"})
 
 
 if __name__ == "__main__":

@@ -12,13 +12,18 @@ import json
 from pathlib import Path
 
 from lbgen_hf.biaslab import MODELS
-from lbgen_hf.biaslab.judge import Judge
-from lbgen_hf.biaslab.measure import Measured, compare, draw_pictures, format_comparison, look_at, measure
+from lbgen_hf.biaslab.measure import (
+    Measured,
+    compare,
+    draw_pictures,
+    format_comparison,
+    load_observers,
+    look_at,
+    measure,
+)
 from lbgen_hf.biaslab.scenes import CLASSES
-from lbgen_hf.clip_features import ClipFeatures
 from lbgen_hf.errors import UserError, report_errors
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE, LbGenPipeline
-from lbgen_hf.quality.tiny import TinyScorer
 
 RECORDED = ("images_per_class", "num_inference_steps", "guidance_scale", "seed")
 
@@ -51,9 +56,7 @@ def main(args: argparse.Namespace) -> None:
     for folder in args.lora:
         if not (folder / LORA_FILE).is_file():
             raise UserError(f"{folder} holds no {LORA_FILE}")
-    judge = Judge.from_pretrained(args.models / "judge").eval()
-    clip = ClipFeatures.from_pretrained(args.models / "clip")
-    scorer = TinyScorer.from_pretrained(args.models / "quality").freeze()
+    observers = load_observers(args.models)
     pipe = LbGenPipeline.from_pretrained(args.pretrained_model_name_or_path)
     pipe.set_progress_bar_config(disable=True)
 
@@ -66,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
         )
-        return measure(look_at(pictures, CLASSES, judge, clip.image_features, scorer))
+        return measure(look_at(pictures, CLASSES, **observers))
 
     base = measured()
     tables = {"base": compare(base, base)}

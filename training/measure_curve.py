@@ -15,13 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from lbgen_hf.biaslab import MODELS
-from lbgen_hf.biaslab.judge import Judge
-from lbgen_hf.biaslab.measure import compare, format_comparison, look_at, measure
+from lbgen_hf.biaslab.measure import compare, format_comparison, load_observers, look_at, measure
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE
-from lbgen_hf.clip_features import ClipFeatures
 from lbgen_hf.errors import UserError, report_errors
-from lbgen_hf.quality.tiny import TinyScorer
 
 GRID_PADDING = 2  # torchvision's
 
@@ -50,11 +46,9 @@ def main(args: argparse.Namespace) -> None:
     paths = sorted((args.run / "validation").glob("step-*.png"))
     if not paths:
         raise UserError(f"{args.run} has no held-out pictures; train with --validation_steps above 0")
-    judge = Judge.from_pretrained(MODELS / "judge").eval()
-    clip = ClipFeatures.from_pretrained(MODELS / "clip")
-    scorer = TinyScorer.from_pretrained(MODELS / "quality").freeze()
+    observers = load_observers()
     pictures = [read_grid(path) for path in paths]
-    measured = [measure(look_at(each, CLASSES, judge, clip.image_features, scorer)) for each in pictures]
+    measured = [measure(look_at(each, CLASSES, **observers)) for each in pictures]
     tables = {path.stem: compare(measured[0], one) for path, one in zip(paths, measured, strict=True)}
     for name, rows in tables.items():
         print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)

@@ -24,7 +24,7 @@ from torchvision.utils import make_grid, save_image
 from tqdm.auto import tqdm
 
 from lbgen_hf.errors import UserError, report_errors
-from lbgen_hf.fine_tuning.checkpoints import Journal, find_checkpoint, load_state, save_checkpoint
+from lbgen_hf.fine_tuning.checkpoints import Journal, find_checkpoint, load_state, save_checkpoint, write_whole
 from lbgen_hf.fine_tuning.held_out import choose_step
 from lbgen_hf.fine_tuning.lora import push, save_lora, write_card
 from lbgen_hf.fine_tuning.run import ACTIVATIONS, DTYPES, FineTuning
@@ -44,17 +44,15 @@ UPSTREAM = {
     "scheduler": "ddpm",
     "unet_input": "through",
 }
-# What may change between a run and its resumption without changing what it computes.
-FREE_TO_CHANGE = {
-    *("config", "preset", "output_dir", "resume_from_checkpoint", "report_to", "max_train_steps", "num_train_epochs"),
-    *("checkpointing_steps", "checkpoints_total_limit", "train_batch_size", "gradient_accumulation_steps"),
-    *("gradient_checkpointing", "push_to_hub", "hub_model_id", "hub_private", "keep"),
-}
-
 # What says where and how a run goes on, and nothing of what it computes: not for the card.
 HOUSEKEEPING = {
     *("config", "output_dir", "resume_from_checkpoint", "report_to", "checkpointing_steps", "checkpoints_total_limit"),
     *("push_to_hub", "hub_model_id", "hub_private"),
+}
+# What may change between a run and its resumption without changing what it computes.
+FREE_TO_CHANGE = HOUSEKEEPING | {
+    *("preset", "max_train_steps", "num_train_epochs", "keep"),
+    *("train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"),
 }
 
 
@@ -243,9 +241,7 @@ def check_same_run(args: argparse.Namespace, images_per_step: int, resumed: bool
             if before.get(name, now[name]) != now[name]:
                 raise UserError(f"this run began with {name} {before[name]}, it cannot go on with {now[name]}")
     elif is_main:
-        temporary = path.with_name(f".writing-{path.name}")
-        temporary.write_text(json.dumps(now, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(now, indent=2) + "\n")
 
 
 def save_best(run: FineTuning, folder: Path) -> None:

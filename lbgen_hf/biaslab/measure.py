@@ -11,10 +11,12 @@ bootstrap over the pictures of each class.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.scenes import (
     BACKGROUND_NAMES,
     CLASS_OF_SHAPE,
@@ -81,6 +83,23 @@ def draw_pictures(pipe, class_names: Sequence[str], images_per_class: int, seed:
             for name in class_names
         ]
     )
+
+
+def load_observers(models: Path = MODELS) -> dict[str, Callable]:
+    """What `look_at` sees with, by its arguments' names: the judge, CLIP and the quality scorer of lbgen-tiny.
+
+    Args:
+        models: the folder of judge/, clip/ and quality/.
+    """
+    from lbgen_hf.biaslab.judge import Judge
+    from lbgen_hf.clip_features import ClipFeatures
+    from lbgen_hf.quality.tiny import TinyScorer
+
+    return {
+        "judge": Judge.from_pretrained(models / "judge").eval(),
+        "image_features": ClipFeatures.from_pretrained(models / "clip").image_features,
+        "score": TinyScorer.from_pretrained(models / "quality").freeze(),
+    }
 
 
 @torch.no_grad()
@@ -230,16 +249,21 @@ def compare(base: dict[str, Measured], tuned: dict[str, Measured]) -> list[dict]
     return rows
 
 
+def format_interval(values: tuple[float, float, float]) -> str:
+    """A (value, low, high) of `compare` as "0.439 [0.399, 0.482]"."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*values)
+
+
+def format_percent(values: tuple[float, float, float]) -> str:
+    """A relative (value, low, high) of `compare` as "-39 % [-44, -34]"."""
+    return "{:+.0f} % [{:+.0f}, {:+.0f}]".format(*(100 * value for value in values))
+
+
 def format_comparison(rows: list[dict]) -> str:
     """The rows of `compare` as a Markdown table."""
 
-    def cell(values: tuple[float, float, float], percent: bool = False) -> str:
-        if percent:
-            return "{:+.0f} % [{:+.0f}, {:+.0f}]".format(*(100 * v for v in values))
-        return "{:.3f} [{:.3f}, {:.3f}]".format(*values)
-
     lines = ["| figure | base | lbGen | change |", "|---|---|---|---|"]
     for row in rows:
-        cells = [cell(row["base"]), cell(row["tuned"]), cell(row["relative"], percent=True)]
+        cells = [format_interval(row["base"]), format_interval(row["tuned"]), format_percent(row["relative"])]
         lines.append(f"| {row['name'].replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -41,8 +41,8 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_lora(unet, temporary)
-    copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    save_file(copies, temporary / STATE_FILE, metadata={"step": str(step)})
+    contiguous = {name: value.contiguous() for name, value in state.items()}
+    save_file(contiguous, temporary / STATE_FILE, metadata={"step": str(step)})
     final = output_dir / f"checkpoint-{step}"
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
@@ -98,6 +98,13 @@ def load_optimizer_state(name: str, optimizer: torch.optim.Optimizer, state: dic
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under another name and rename it: a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".writing-{path.name}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 class Journal:
     """A file of JSON lines, one a logged step; resuming forgets the lines after the step it goes on from."""
 
@@ -106,9 +113,7 @@ class Journal:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
         self.rows = [row for row in whole if row["step"] <= resume_step]
-        temporary = path.with_name(f".writing-{path.name}")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(temporary, path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, step: int, figures: dict) -> None:
         """Append a row, unless the step has one already."""

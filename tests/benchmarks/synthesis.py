@@ -45,11 +45,10 @@ def authors_way(images_per_class: int) -> Callable[[], None]:
     pipe = StableDiffusionPipeline.from_pretrained(MODELS / "pipeline", safety_checker=None)
     pipe.load_lora_weights(MODELS / "lora")
     pipe.set_progress_bar_config(disable=True)
-    names = list(CLASSES)
 
     def draw() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for name in names:
+            for name in CLASSES:
                 images = pipe(name, num_images_per_prompt=images_per_class, guidance_scale=2.0).images
                 for index, image in enumerate(images):
                     image.save(Path(folder) / f"{name}-{index}.png")
@@ -138,15 +137,10 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
     Per figure the change with its 95 % interval; `feature_distance`: mean 1 - cos to the `paper` picture of the same
     noise in CLIP's space.
     """
-    from lbgen_hf.biaslab.judge import Judge
     from lbgen_hf.biaslab.measure import compare as compare_measured
-    from lbgen_hf.biaslab.measure import look_at, measure
-    from lbgen_hf.clip_features import ClipFeatures
-    from lbgen_hf.quality import load_quality_scorer
+    from lbgen_hf.biaslab.measure import load_observers, look_at, measure
 
-    judge = Judge.from_pretrained(MODELS / "judge").eval()
-    clip = ClipFeatures.from_pretrained(MODELS / "clip")
-    scorer = load_quality_scorer("lbgen-tiny")
+    observers = load_observers()
     sights = {}
     for name in JUDGED:
         settings, drawer = Job(options={"images_per_class": images_per_class, **VARIANTS[name]}).prepare()
@@ -154,7 +148,7 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         pictures = torch.cat([torch.from_numpy(drawer(batch).pictures) for batch in batches])
         images = pictures.permute(0, 3, 1, 2).float().div(255).unflatten(0, (images_per_class, -1)).transpose(0, 1)
-        sights[name] = look_at(images, settings.classes, judge, clip.image_features, scorer)
+        sights[name] = look_at(images, settings.classes, **observers)
     paper = sights["paper"]
     measured = {name: measure(sight) for name, sight in sights.items()}
     return {
