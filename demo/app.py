@@ -12,14 +12,18 @@ except ImportError:
     spaces = None
 
 import functools
+import hashlib
 import html
+import io
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
 from bias import bias_page
+from PIL import Image
 from studio import LIMITS, MAX_CLASSES, MAX_NAME_LENGTH, MAX_PICTURES, Drawing, Picture, Request, Studio
 
 from lbgen_hf.errors import UserError, report_errors
@@ -103,15 +107,15 @@ def _draw_tab(studio: Studio) -> None:
         with gr.Column(scale=3, min_width=260):
             status = gr.HTML(_status("Choose classes and press Draw."), padding=False, elem_id="status")
             with gr.Row():
-                galleries = [
-                    _gallery(
+                galleries = {
+                    variant: _gallery(
                         label,
                         f"gallery-{variant}",
                         columns=4 // len(studio.variants),
                         visible=variant in studio.variants,
                     )
                     for variant, label in (("base", "Base model"), ("lbgen", "lbGen"))
-                ]
+                }
             with gr.Accordion("Every picture's figures", open=False):
                 table = gr.Dataframe(headers=_COLUMNS, interactive=False, show_label=False, wrap=True)
 
@@ -129,7 +133,7 @@ def _draw_tab(studio: Studio) -> None:
             raise gr.Error("; ".join(problems.values()), print_exception=False)
         drawing = None
         for drawing in studio.draw(request):
-            shown = [[(p.image, _caption(p)) for p in drawing.pictures.get(v, [])] for v in ("base", "lbgen")]
+            shown = [_shown(gallery, drawing.pictures.get(name, [])) for name, gallery in galleries.items()]
             yield *shown, _rows(drawing), _progress(drawing, request)
 
     def check(*values: object) -> list[dict]:
@@ -140,7 +144,7 @@ def _draw_tab(studio: Studio) -> None:
         [button.click, seed.submit],
         spaces.GPU(draw) if spaces else draw,
         [classes, count, seed, steps, guidance, scale],
-        [*galleries, table, status],
+        [*galleries.values(), table, status],
         validator=check,
         preprocess=False,  # `parse` checks everything, with messages that help
         concurrency_id=_PIPELINE,
@@ -165,6 +169,26 @@ def _gallery(label: str, elem_id: str, columns: int, visible: bool = True) -> gr
         elem_classes="lb-gallery",
         visible=visible,
     )
+
+
+def _shown(gallery: gr.Gallery, pictures: Sequence[Picture]) -> list[tuple[Path, str]]:
+    """A gallery's pictures, as files of its cache, and their captions."""
+    return [(write_png(picture.image, Path(gallery.GRADIO_CACHE)), _caption(picture)) for picture in pictures]
+
+
+def write_png(image: Image.Image, cache: Path) -> Path:
+    """A file named by its content, put in place whole.
+
+    Handed the image itself, Gradio would write over the file of an equal one that a browser is just fetching.
+    """
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    path = cache / hashlib.sha256(encoded.getvalue()).hexdigest() / "image.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(encoded.getvalue())
+    os.replace(file.name, path)
+    return path
 
 
 def _slider(name: str, value: float, step: float, label: str, info: str, visible: bool = True) -> gr.Slider:
@@ -256,10 +280,8 @@ def _dataset_tab(folders: dict[str, Path]) -> None:
             shown = browser.pictures(class_id, (page - 1) * PAGE_SIZE, PAGE_SIZE)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        captions = [
-            _caption(Picture(s.image, f"{class_name} {s.index}", s.seed, True, s.clip_score, s.quality)) for s in shown
-        ]
-        return list(zip((s.image for s in shown), captions, strict=True)), _pages(browser, page)
+        found = [Picture(s.image, f"{class_name} {s.index}", s.seed, True, s.clip_score, s.quality) for s in shown]
+        return _shown(gallery, found), _pages(browser, page)
 
     names = list(folders)
     with gr.Row(elem_classes="lb-columns"):

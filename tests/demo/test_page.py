@@ -1,12 +1,14 @@
 """The served page through its API, as `gradio_client` and strangers use it."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from app import write_png
 from gradio_client import Client
 from gradio_client.exceptions import ValidationError
 from loopback import TOKEN, Hub, Repo
@@ -36,6 +38,16 @@ def test_draw_gives_both_pictures_as_png_with_label_scores_and_seed(client: Clie
     assert [row[:3] for row in table["data"]] == [
         [v, "star", str(alone.pictures[v][0].seed)] for v in ("base", "lbgen")
     ]
+
+
+def test_a_picture_drawn_again_leaves_the_file_that_is_being_fetched_alone(tmp_path: Path) -> None:
+    path = write_png(Image.new("RGB", (8, 8), "teal"), tmp_path)
+    with path.open("rb") as fetched:
+        before = os.fstat(fetched.fileno())
+        assert write_png(Image.new("RGB", (8, 8), "teal"), tmp_path) == path
+        assert path.stat().st_ino != before.st_ino
+        assert Image.open(fetched).size == (8, 8)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_twenty_clients_at_once_get_what_each_would_get_alone(url: str, studio: Studio, tmp_path: Path) -> None:
