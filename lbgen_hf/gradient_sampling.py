@@ -5,7 +5,7 @@ it is a constant, and the scheduler's own arithmetic carries the gradient from t
 """
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -104,9 +104,10 @@ def sample_latents(
     num_inference_steps: int = 50,
     trained_steps: Collection[int] = (),
     guidance_scale: float | Sequence[float] = 2.0,
-    unet_input: UnetInput = "stop",
+    unet_input: UnetInput = "through",
     early_exit: bool = False,
     fuse_lora: bool = True,
+    frozen_unet: Callable | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Denoise latents through the full schedule, with a graph through the UNet at the trained steps alone.
@@ -124,6 +125,7 @@ def sample_latents(
             scheduler's chain only (DRTune); "through" lets it pass, a back-propagation through K UNet calls (CoMat).
         early_exit: return the clean latents as the last trained step predicts them, and skip the steps after it.
         fuse_lora: run the steps without gradients on weights with the LoRA added in: the same function, faster.
+        frozen_unet: what the steps without gradients call for `unet`, such as `torch.compile(unet)`.
         generator: draws the noise that DDPM adds at each step.
 
     Returns:
@@ -147,12 +149,13 @@ def sample_latents(
     x = latents * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
         trained = index in trained_steps
+        denoise = unet if trained or frozen_unet is None else frozen_unet
         with contextlib.nullcontext() if trained else _constant(fused):
             x_in = scheduler.scale_model_input(x if unet_input == "through" else x.detach(), timestep)
-            if both_embeds is None or scales[index] == 1:
-                noise = unet(x_in, timestep, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
-            else:
-                noise = unet(torch.cat([x_in] * 2), timestep, encoder_hidden_states=both_embeds, return_dict=False)[0]
+            guided = both_embeds is not None and scales[index] != 1
+            x_in, embeds = (torch.cat([x_in] * 2), both_embeds) if guided else (x_in, prompt_embeds)
+            noise = denoise(x_in, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
+            if guided:
                 unconditional, conditional = noise.chunk(2)
                 noise = unconditional + scales[index] * (conditional - unconditional)
         step = scheduler.step(noise, timestep, x, **step_kwargs)

@@ -116,6 +116,20 @@ def test_some_steps_are_the_stop_gradient_reference(unet, scheduler, inputs, tra
     assert gradient.abs().max() > 1e-4
 
 
+def test_steps_without_gradients_call_the_frozen_unet(unet, scheduler, inputs):
+    timesteps = []
+
+    def frozen(x, timestep, **kwargs):
+        assert not torch.is_grad_enabled()
+        timesteps.append(timestep)
+        return unet(x, timestep, **kwargs)
+
+    latents = sample(unet, scheduler, inputs, trained_steps=[1, 4], frozen_unet=frozen)
+    assert timesteps == [t for index, t in enumerate(scheduler.timesteps) if index not in (1, 4)]
+    plain = sample(unet, scheduler, inputs, trained_steps=[1, 4])
+    torch.testing.assert_close(lora_gradient(unet, latents), lora_gradient(unet, plain), rtol=0, atol=0)
+
+
 def test_finite_differences(unet, scheduler, inputs):
     """Along a random direction of LoRA space, the full gradient is the slope of the whole sampler."""
     weights = torch.arange(64, dtype=torch.float64).sin()

@@ -88,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     switch(
         run, "--gradient_checkpointing", "Recompute UNet, VAE and CLIP activations in the backward pass: less memory."
     )
+    switch(run, "--compile", "Compile the UNet for the sampling steps without gradients, most of them in the paper.")
     run.add_argument("--mixed_precision", choices=list(DTYPES), default="no", help="Of all but the LoRA and D.")
 
     sampling = parser.add_argument_group("sampling")

@@ -86,6 +86,7 @@ class FineTuning:
             self.unet.enable_gradient_checkpointing()
             self.vae.enable_gradient_checkpointing()
             clip.model.set_grad_checkpointing(True)
+        self.frozen_unet = torch.compile(self.unet) if args.compile else None
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=args.weight_decay
         )
@@ -131,6 +132,7 @@ class FineTuning:
                 num_inference_steps=steps,
                 guidance_scale=scales,
                 generator=generators,
+                frozen_unet=self.frozen_unet,
                 # Half-precision weights would round a small LoRA away.
                 fuse_lora=args.mixed_precision == "no",
                 **sampling,

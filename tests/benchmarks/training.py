@@ -149,11 +149,13 @@ def benchmark_tiny(repeats: int) -> dict:
         stack.ours()
         stack.unet.disable_gradient_checkpointing()
 
+    compiled = torch.compile(stack.unet)
     last = max(stack.trained_steps)
     equal_gradients = {
         "plain": stack.plain,
         "ours": stack.ours,
         "ours, LoRA not fused": lambda: stack.ours(fuse_lora=False),
+        "ours, steps without gradients compiled": lambda: stack.ours(frozen_unet=compiled),
         "ours, checkpointed": checkpointed,
     }
     other_gradients = {

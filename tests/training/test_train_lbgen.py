@@ -24,14 +24,15 @@ from lbgen_hf.fine_tuning.held_out import choose_step, distance_within_class
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 
 OPTIONS = """
-    checkpointing_steps checkpoints_total_limit class_names clip_model clip_weights config discriminator_activation
-    discriminator_hidden_size discriminator_learning_rate discriminator_max_grad_norm discriminator_warmup_epochs
-    early_exit ema_decay entire_weight eval_clip_model eval_clip_weights gradient_accumulation_steps
-    gradient_checkpointing guidance_interval guidance_scale hub_model_id hub_private individual_weight keep
-    learning_rate lora_alpha lora_rank max_grad_norm max_train_steps mixed_precision num_inference_steps
-    num_train_epochs num_trained_steps num_validation_classes output_dir preset pretrained_model_name_or_path
-    push_to_hub quality_scorer quality_weight real_classes report_to resume_from_checkpoint saturating scheduler
-    seed train_batch_size unet_input validation_images_per_class validation_steps weight_decay
+    checkpointing_steps checkpoints_total_limit class_names clip_model clip_weights compile config
+    discriminator_activation discriminator_hidden_size discriminator_learning_rate discriminator_max_grad_norm
+    discriminator_warmup_epochs early_exit ema_decay entire_weight eval_clip_model eval_clip_weights
+    gradient_accumulation_steps gradient_checkpointing guidance_interval guidance_scale hub_model_id hub_private
+    individual_weight keep learning_rate lora_alpha lora_rank max_grad_norm max_train_steps mixed_precision
+    num_inference_steps num_train_epochs num_trained_steps num_validation_classes output_dir preset
+    pretrained_model_name_or_path push_to_hub quality_scorer quality_weight real_classes report_to
+    resume_from_checkpoint saturating scheduler seed train_batch_size unet_input validation_images_per_class
+    validation_steps weight_decay
 """
 SCRIPT = Path(__file__).parents[2] / "training" / "train_lbgen.py"
 
@@ -169,6 +170,7 @@ def test_a_run_leaves_a_lora_for_any_diffusers(script, arguments, lively_folder)
         ["--scheduler", "ddpm"],
         ["--early_exit"],
         ["--unet_input", "stop"],
+        ["--compile"],
         ["--saturating"],
         ["--guidance_interval", "0.25", "0.75"],
         ["--ema_decay", "0.9"],
