@@ -316,7 +316,7 @@ def main(args: argparse.Namespace) -> None:
     check_same_run(args, run.images_per_step, checkpoint is not None, accelerator.is_main_process)
     start = 0
     if checkpoint is not None:
-        start, state = load_state(checkpoint, accelerator.device)
+        start, state = load_state(checkpoint)
         run.load_state(state)
 
     journal = validation_journal = None

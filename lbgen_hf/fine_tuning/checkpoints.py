@@ -68,14 +68,14 @@ def find_checkpoint(output_dir: Path, resume_from: str | None) -> Path | None:
     raise UserError(f"no checkpoint {resume_from!r}: give a checkpoint-N folder, or latest")
 
 
-def load_state(checkpoint: Path, device: torch.device) -> tuple[int, dict[str, Tensor]]:
-    """The step and the state that `save_checkpoint` wrote.
+def load_state(checkpoint: Path) -> tuple[int, dict[str, Tensor]]:
+    """The step and the state that `save_checkpoint` wrote, on the CPU.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        with safe_open(checkpoint / STATE_FILE, "pt", device=str(device)) as file:
+        with safe_open(checkpoint / STATE_FILE, "pt") as file:
             names = file.keys()
             return int(file.metadata()["step"]), {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:

@@ -274,7 +274,7 @@ def kill_at_random(arguments: list[str], processes: int, output_dir: Path, rng: 
 
 @pytest.mark.parametrize(
     ("processes", "kills"),
-    [(1, 3), pytest.param(1, 20, marks=pytest.mark.slow), pytest.param(2, 20, marks=pytest.mark.slow)],
+    [(1, 3), (2, 1), pytest.param(1, 20, marks=pytest.mark.slow), pytest.param(2, 20, marks=pytest.mark.slow)],
 )
 def test_killed_and_resumed_is_the_uninterrupted_run(arguments, tmp_path, processes, kills):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
