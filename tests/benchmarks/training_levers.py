@@ -25,6 +25,9 @@ VARIANTS = {
     "10 of 10 steps, through (tiny.yaml)": [],
     "5 of 20 steps, through": FIVE_OF_TWENTY,
     "5 of 20 steps, stop": [*FIVE_OF_TWENTY, "--unet_input", "stop"],
+    "5 of 20 steps, through, early exit": [*FIVE_OF_TWENTY, "--early_exit"],
+    "5 of 20 steps, through, guidance in the middle half": [*FIVE_OF_TWENTY, "--guidance_interval", "0.25", "0.75"],
+    "5 of 20 steps, through, guidance throughout": [*FIVE_OF_TWENTY, "--guidance_interval", "0", "1"],
 }
 
 
@@ -67,7 +70,6 @@ def main() -> None:
         subprocess.run([*command, "--lora", *folders], check=True)
         tables = json.loads(measured.read_text())["tables"]
     for folder, variant in zip(folders, trained.values(), strict=True):
-        variant["change"] = {row["name"]: row["change"] for row in tables[str(folder)]}
         variant["relative"] = {row["name"]: row["relative"] for row in tables[str(folder)]}
     settings = {name: str(value) for name, value in vars(args).items()}
     print(write_results("training_levers", {"settings": settings, "variants": trained}))
