@@ -9,7 +9,27 @@ from lbgen_hf.biaslab.scenes import BACKGROUND_NAMES, CLASS_OF_SHAPE, PLACE_NAME
 ATTRIBUTES = {"shape": SHAPE_NAMES, "texture": TEXTURE_NAMES, "background": BACKGROUND_NAMES, "place": PLACE_NAMES}
 
 
-class Judge(nn.Module, PyTorchModelHubMixin):
+CARD = """---
+{{ card_data }}
+---
+
+# The judge of biaslab
+
+A small convolutional classifier of the shape, texture, background and place of a biaslab scene, a 64x64 picture in [0, 1].
+It measures the bias of what a model draws, and never trains anything else.
+
+```python
+from lbgen_hf.biaslab.judge import Judge
+
+judge = Judge.from_pretrained("this repository or folder")
+seen = judge.judge(pictures)  # (B, 3, 64, 64) in [0, 1] to the index of each attribute's value
+```
+"""
+
+
+class Judge(
+    nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-classification"], model_card_template=CARD
+):
     """A plain convolutional classifier of shape, texture, background and place.
 
     Args:
