@@ -31,13 +31,10 @@ DOLLARS_AN_HOUR = {"A100 SXM": 1.79, "H100 SXM": 3.99}
 KILOBYTES = {"jpeg 512": 80, "jpeg 256": 25, "png 512": 450}
 VARIANTS = {
     "paper": PRESETS["paper"],
+    "fast, guidance interval 0 1": {**PRESETS["fast"], "guidance_interval": (0.0, 1.0)},
     "fast": PRESETS["fast"],
-    "fast, guidance interval": {**PRESETS["fast"], "guidance_interval": (0.2, 0.8)},
-    "fast, guidance interval, cache interval 2": {
-        **PRESETS["fast"],
-        "guidance_interval": (0.2, 0.8),
-        "cache_interval": 2,
-    },
+    "fast, cache interval 2": {**PRESETS["fast"], "cache_interval": 2},
+    "fast, cache interval 3": {**PRESETS["fast"], "cache_interval": 3},
 }
 
 

@@ -2,6 +2,7 @@
 
 python tests/benchmarks/synthesis.py
 python tests/benchmarks/synthesis.py --quality
+python tests/benchmarks/synthesis.py --sd15
 python docs/synthesis_measured.py
 """
 
@@ -34,5 +35,15 @@ def quality_table() -> str:
     return markdown_table(["preset", *FIGURES, "feature distance"], rows)
 
 
+def full_size_table() -> str:
+    """One step at full size, lever by lever."""
+    measured = json.loads((RESULTS / "synthesis_sd15.json").read_text())
+    rows = []
+    for name, way in measured["ways"].items():
+        low, high = way["ratio_spread"]
+        rows.append([name, f"{way['seconds']:.1f}", f"{way['ratio']:.2f}x ({low:.2f}-{high:.2f})"])
+    return f"{measured['settings']}\n\n{markdown_table(['step', 'seconds', 'ratio (quartiles)'], rows)}"
+
+
 if __name__ == "__main__":
-    fill_in(PAGE, {"speed": speed_table(), "quality": quality_table()})
+    fill_in(PAGE, {"speed": speed_table(), "quality": quality_table(), "full_size": full_size_table()})

@@ -27,17 +27,18 @@ from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.job import Job
 from lbgen_hf.synthesis.settings import PRESETS
 
-INTERVAL = {"guidance_interval": (0.2, 0.8)}
+FAST = PRESETS["fast"]
 VARIANTS = {
     "paper": PRESETS["paper"],
-    "paper, guidance interval": {**PRESETS["paper"], **INTERVAL},
+    "paper, guidance interval 0 0.9": {**PRESETS["paper"], "guidance_interval": (0.0, 0.9)},
     "paper, cache interval 2": {**PRESETS["paper"], "cache_interval": 2},
-    "fast": PRESETS["fast"],
-    "fast, guidance interval": {**PRESETS["fast"], **INTERVAL},
-    "fast, guidance interval, cache interval 2": {**PRESETS["fast"], **INTERVAL, "cache_interval": 2},
+    "fast, guidance interval 0 1": {**FAST, "guidance_interval": (0.0, 1.0)},
+    "fast": FAST,
+    "fast, guidance interval 0.2 1": {**FAST, "guidance_interval": (0.2, 1.0)},
+    "fast, cache interval 2": {**FAST, "cache_interval": 2},
+    "fast, cache interval 3": {**FAST, "cache_interval": 3},
 }
-# A ladder: each adds one lever to the one before.
-JUDGED = ("paper", "fast", "fast, guidance interval", "fast, guidance interval, cache interval 2")
+JUDGED = tuple(name for name in VARIANTS if not name.startswith("paper,"))
 
 
 def authors_way(images_per_class: int) -> Callable[[], None]:

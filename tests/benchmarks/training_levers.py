@@ -23,6 +23,7 @@ TRAINING = Path(__file__).parents[2] / "training"
 FIVE_OF_TWENTY = ["--num_inference_steps", "20", "--num_trained_steps", "5"]
 VARIANTS = {
     "10 of 10 steps, through (tiny.yaml)": [],
+    "10 of 10 steps, through, batch 36": ["--train_batch_size", "36"],
     "5 of 20 steps, through": FIVE_OF_TWENTY,
     "5 of 20 steps, stop": [*FIVE_OF_TWENTY, "--unet_input", "stop"],
     "5 of 20 steps, through, early exit": [*FIVE_OF_TWENTY, "--early_exit"],
