@@ -28,7 +28,8 @@ def steps_table() -> str:
 def parts_table() -> str:
     """Where the time of a full-size step goes."""
     measured = json.loads((RESULTS / "training_sd15.json").read_text())
-    rows = [[part, f"{seconds:,.0f}", f"{measured['share'][part]:.0%}"] for part, seconds in measured["seconds"].items()]
+    shares = measured["share"]
+    rows = [[part, f"{seconds:,.0f}", f"{shares[part]:.0%}"] for part, seconds in measured["seconds"].items()]
     in_all = f"{measured['seconds_in_all']:,.0f} s in all; {measured['peak_gibibytes']:.1f} GiB at the peak."
     return f"{measured['settings']}\n\n{markdown_table(['part', 'seconds', 'share'], rows)}\n\n{in_all}"
 

@@ -15,7 +15,7 @@ CARD = """---
 
 # The judge of biaslab
 
-A small convolutional classifier of the shape, texture, background and place of a biaslab scene, a 64x64 picture in [0, 1].
+A small convolutional classifier of the shape, texture, background and place of a biaslab scene, 64x64 pixels.
 It measures the bias of what a model draws, and never trains anything else.
 
 ```python

@@ -19,7 +19,7 @@ WORK_FOLDER = ".lbgen"
 PRESETS: dict[str, dict[str, Any]] = {
     # Table 7 of the paper.
     "paper": {"scheduler": "pndm", "steps": 50, "guidance_scale": 2.0},
-    # What costs nothing measurable (docs/synthesis.md). Where there is hardly more than noise, guidance does nothing yet.
+    # What costs nothing measurable (docs/synthesis.md). In hardly more than noise, guidance does nothing yet.
     "fast": {"scheduler": "dpmpp-2m", "steps": 20, "guidance_scale": 2.0, "guidance_interval": (0.0, 0.9)},
 }
 FORMATS = ("jpeg", "webp", "png")
