@@ -158,7 +158,6 @@ def _draw_tab(studio: Studio) -> None:
 def _gallery(label: str, elem_id: str, columns: int, visible: bool = True) -> gr.Gallery:
     return gr.Gallery(
         label=label,
-        format="png",
         columns=columns,
         height="auto",
         min_width=240,

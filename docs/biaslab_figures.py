@@ -10,13 +10,12 @@ python docs/biaslab_figures.py
 import json
 from pathlib import Path
 
-from tables import fill_in, markdown_table
+from tables import fill_in, markdown_table, read_benchmark
 
 from lbgen_hf.biaslab.measure import format_interval, format_percent
 
 PAGE = Path(__file__).with_name("biaslab.md")
 MEASURED = Path(__file__).parents[1] / "training" / "biaslab"
-LEVERS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results" / "training_levers.json"
 CURVE = ("mi_background", "mi_texture", "mi_place", "class_accuracy", "quality", "distance_within_class")
 
 
@@ -65,7 +64,7 @@ def curve_table() -> str:
 
 def levers_table() -> str:
     """One row a variant: steps in equal time, and what they changed."""
-    measured = json.loads(LEVERS.read_text())
+    measured = read_benchmark("training_levers")
     shown = ("mi_background", "mi_place", "class_accuracy", "quality", "distance_within_class")
     rows = [
         [

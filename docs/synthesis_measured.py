@@ -6,27 +6,22 @@ python tests/benchmarks/synthesis.py --sd15
 python docs/synthesis_measured.py
 """
 
-import json
 from pathlib import Path
 
-from tables import fill_in, markdown_table
+from tables import fill_in, format_ratio, markdown_table, read_benchmark
 
 PAGE = Path(__file__).with_name("synthesis.md")
-RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
 FIGURES = ("class_accuracy", "quality", "distance_within_class")
 
 
 def speed_table() -> str:
-    ways = json.loads((RESULTS / "synthesis.json").read_text())["ways"]
-    rows = []
-    for name, way in ways.items():
-        low, high = way["ratio_spread"]
-        rows.append([name, f"{way['ratio']:.2f}x ({low:.2f}-{high:.2f})", f"{way['gflop_an_image']:.1f}"])
+    ways = read_benchmark("synthesis")["ways"]
+    rows = [[name, format_ratio(way), f"{way['gflop_an_image']:.1f}"] for name, way in ways.items()]
     return markdown_table(["way", "ratio of images/s (quartiles)", "counted GFLOP an image"], rows)
 
 
 def quality_table() -> str:
-    variants = json.loads((RESULTS / "synthesis_quality.json").read_text())["variants"]
+    variants = read_benchmark("synthesis_quality")["variants"]
     rows = []
     for name, measured in variants.items():
         changes = [measured["figures"][figure]["change"] for figure in FIGURES]
@@ -37,11 +32,8 @@ def quality_table() -> str:
 
 def full_size_table() -> str:
     """One step at full size, lever by lever."""
-    measured = json.loads((RESULTS / "synthesis_sd15.json").read_text())
-    rows = []
-    for name, way in measured["ways"].items():
-        low, high = way["ratio_spread"]
-        rows.append([name, f"{way['seconds']:.1f}", f"{way['ratio']:.2f}x ({low:.2f}-{high:.2f})"])
+    measured = read_benchmark("synthesis_sd15")
+    rows = [[name, f"{way['seconds']:.1f}", format_ratio(way)] for name, way in measured["ways"].items()]
     return f"{measured['settings']}\n\n{markdown_table(['step', 'seconds', 'ratio (quartiles)'], rows)}"
 
 

@@ -1,8 +1,22 @@
-"""Markdown tables, and the places in a page where a script writes them."""
+"""Markdown tables of what was measured, and the places in a page where a script writes them."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
+
+
+def read_benchmark(name: str) -> dict:
+    """What a script of tests/benchmarks wrote."""
+    return json.loads((BENCHMARKS / f"{name}.json").read_text())
+
+
+def format_ratio(timed: dict) -> str:
+    """A benchmark's ratio to its baseline, with quartiles: `1.50x (1.45-1.60)`."""
+    low, high = timed["ratio_spread"]
+    return f"{timed['ratio']:.2f}x ({low:.2f}-{high:.2f})"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

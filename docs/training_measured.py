@@ -5,29 +5,24 @@ python tests/benchmarks/training.py --sd15
 python docs/training_measured.py
 """
 
-import json
 from pathlib import Path
 
-from tables import fill_in, markdown_table
+from tables import fill_in, format_ratio, markdown_table, read_benchmark
 
 PAGE = Path(__file__).with_name("sd15.md")
-RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
 
 
 def steps_table() -> str:
     """Time and memory of a step, against the plain one."""
-    measured = json.loads((RESULTS / "training.json").read_text())
-    rows = []
-    for name, step in measured["steps"].items():
-        low, high = step["ratio_spread"]
-        rows.append([name, f"{step['ratio']:.2f}x ({low:.2f}-{high:.2f})", f"{step['saved_mebibytes']:,.0f}"])
+    measured = read_benchmark("training")
+    rows = [[name, format_ratio(step), f"{step['saved_mebibytes']:,.0f}"] for name, step in measured["steps"].items()]
     header = ["step", "steps in equal time (quartiles)", "kept for the backward pass, MiB"]
     return f"{measured['settings']}\n\n{markdown_table(header, rows)}"
 
 
 def parts_table() -> str:
     """Where the time of a full-size step goes."""
-    measured = json.loads((RESULTS / "training_sd15.json").read_text())
+    measured = read_benchmark("training_sd15")
     shares = measured["share"]
     rows = [[part, f"{seconds:,.0f}", f"{shares[part]:.0%}"] for part, seconds in measured["seconds"].items()]
     in_all = f"{measured['seconds_in_all']:,.0f} s in all; {measured['peak_gibibytes']:.1f} GiB at the peak."

@@ -56,7 +56,7 @@ class Stack:
     def encode(self, prompts: list[str]) -> Tensor:
         return self.pipe.encode_prompt(prompts, "cpu", 1, False)[0]
 
-    def ours(self, unet_input: str = "through", **options) -> None:
+    def ours(self, **options) -> None:
         """One step as training/train_lbgen.py does it."""
         batch = self.batch
         latents = sample_latents(
@@ -66,7 +66,6 @@ class Stack:
             self.embeds[batch.class_ids],
             self.negative.expand(self.batch_size, -1, -1),
             **{"num_inference_steps": self.steps, "trained_steps": self.trained_steps} | options,
-            unet_input=unet_input,
         )
         total, _, features = self.loss(decode_latents(self.vae, latents), batch.class_ids)
         total.backward(inputs=self.parameters)
@@ -159,13 +158,13 @@ def benchmark_tiny(repeats: int) -> dict:
         "ours, checkpointed": checkpointed,
     }
     other_gradients = {
-        "ours, gradient stopped at the UNet's input": lambda: stack.ours("stop"),
-        "stopped, early exit": lambda: stack.ours("stop", early_exit=True),
+        "ours, gradient stopped at the UNet's input": lambda: stack.ours(unet_input="stop"),
+        "stopped, early exit": lambda: stack.ours(unet_input="stop", early_exit=True),
         "stopped, half the steps": lambda: stack.ours(
-            "stop", num_inference_steps=10, trained_steps=[i // 2 for i in stack.trained_steps]
+            unet_input="stop", num_inference_steps=10, trained_steps=[i // 2 for i in stack.trained_steps]
         ),
         "stopped, guidance in the middle half": lambda: stack.ours(
-            "stop", guidance_scale=[2.0 if 5 <= i < 15 else 1.0 for i in range(20)]
+            unet_input="stop", guidance_scale=[2.0 if 5 <= i < 15 else 1.0 for i in range(20)]
         ),
     }
     steps = equal_gradients | other_gradients
