@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lbgen_hf import LbGenPipeline, UserError, image_seed
 from lbgen_hf.biaslab import MODELS
-from lbgen_hf.clip_features import ClipFeatures
+from lbgen_hf.devices import pick_device
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE
-from lbgen_hf.quality import load_quality_scorer
-from lbgen_hf.synthesis.draw import pick_device
+from lbgen_hf.rewards.clip_features import ClipFeatures
+from lbgen_hf.rewards.quality import load_quality_scorer
 
 MAX_CLASSES = 8
 MAX_PICTURES = 16

@@ -9,13 +9,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ClassNames": "class_names",
-    "ClipFeatures": "clip_features",
+    "ClipFeatures": "rewards.clip_features",
     "LbGenPipeline": "pipeline_lbgen",
     "LbGenPipelineOutput": "pipeline_lbgen",
     "UserError": "errors",
     "image_seed": "pipeline_lbgen",
     "load_class_names": "class_names",
-    "load_quality_scorer": "quality",
+    "load_quality_scorer": "rewards.quality",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -283,10 +283,9 @@ def score(
 ) -> None:
     """Score the quality of pictures in [1, 5]: a new column `quality` in a dataset's shards, or in metadata.csv."""
     with report_errors("lbgen", "What was scored is kept; run the same command to go on."):
-        from lbgen_hf import quality as scorers
-        from lbgen_hf.quality.scoring import score_folder
-        from lbgen_hf.synthesis.draw import pick_device
-        from lbgen_hf.synthesis.job import DTYPES
+        from lbgen_hf.devices import DTYPES, pick_device
+        from lbgen_hf.rewards import quality as scorers
+        from lbgen_hf.rewards.quality.scoring import score_folder
 
         if dtype is not None and dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")

@@ -24,12 +24,13 @@ from torchvision.utils import make_grid, save_image
 from tqdm.auto import tqdm
 
 from lbgen_hf.errors import UserError, report_errors
-from lbgen_hf.fine_tuning.checkpoints import Journal, find_checkpoint, load_state, save_checkpoint, write_whole
-from lbgen_hf.fine_tuning.held_out import choose_step
+from lbgen_hf.files import write_atomically
+from lbgen_hf.fine_tuning.checkpoints import Journal, find_checkpoint, load_state, save_checkpoint
 from lbgen_hf.fine_tuning.lora import push, save_lora, write_card
-from lbgen_hf.fine_tuning.run import ACTIVATIONS, DTYPES, FineTuning
-from lbgen_hf.gradient_sampling import choose_trained_steps, training_scheduler
+from lbgen_hf.fine_tuning.trainer import ACTIVATIONS, DTYPES, FineTuning
+from lbgen_hf.fine_tuning.validation import choose_step
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE
+from lbgen_hf.sampling import choose_trained_steps, training_scheduler
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -242,7 +243,7 @@ def check_same_run(args: argparse.Namespace, images_per_step: int, resumed: bool
             if before.get(name, now[name]) != now[name]:
                 raise UserError(f"this run began with {name} {before[name]}, it cannot go on with {now[name]}")
     elif is_main:
-        write_whole(path, json.dumps(now, indent=2) + "\n")
+        write_atomically(path, json.dumps(now, indent=2) + "\n")
 
 
 def save_best(run: FineTuning, folder: Path) -> None:

@@ -92,8 +92,8 @@ def load_observers(models: Path = MODELS) -> dict[str, Callable]:
         models: the folder of judge/, clip/ and quality/.
     """
     from lbgen_hf.biaslab.judge import Judge
-    from lbgen_hf.clip_features import ClipFeatures
-    from lbgen_hf.quality.tiny import TinyScorer
+    from lbgen_hf.rewards.clip_features import ClipFeatures
+    from lbgen_hf.rewards.quality.tiny import TinyScorer
 
     return {
         "judge": Judge.from_pretrained(models / "judge").eval(),

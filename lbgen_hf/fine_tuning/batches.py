@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lbgen_hf.alignment import draw_other_classes
 from lbgen_hf.pipeline_lbgen import image_seed
+from lbgen_hf.rewards.losses import draw_other_classes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lbgen_hf.errors import UserError
+from lbgen_hf.files import write_atomically
 from lbgen_hf.fine_tuning.lora import save_lora
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 
@@ -98,13 +99,6 @@ def load_optimizer_state(name: str, optimizer: torch.optim.Optimizer, state: dic
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name and rename it: a kill leaves the old one or the new one."""
-    temporary = path.with_name(f".writing-{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 class Journal:
     """A file of JSON lines, one a logged step; resuming forgets the lines after the step it goes on from."""
 
@@ -113,7 +107,7 @@ class Journal:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
         self.rows = [row for row in whole if row["step"] <= resume_step]
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, step: int, figures: dict) -> None:
         """Append a row, unless the step has one already."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lbgen_hf.errors import UserError
+from lbgen_hf.files import sha256_of
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 from lbgen_hf.synthesis.denoising import CachedUNet, denoise
 from lbgen_hf.synthesis.plan import Row
-from lbgen_hf.synthesis.settings import Settings, sha256_file
+from lbgen_hf.synthesis.settings import Settings
 from lbgen_hf.synthesis.worker import Drawn
 
 SCHEDULERS = {
@@ -30,16 +31,6 @@ _DECODED_PIXELS = 4 * 512 * 512
 
 Scorer = Callable[[Tensor, list[Row]], Tensor]
 """(B, 3, H, W) in [0, 1] and their rows to (B,) numbers."""
-
-
-def pick_device(device: str | None = None) -> torch.device:
-    """The device asked for, or the fastest there is; under a launcher, this rank's own."""
-    from accelerate import PartialState
-
-    try:
-        return torch.device(device) if device else PartialState().device
-    except RuntimeError:
-        raise UserError(f"unknown device {device!r}; give cpu, cuda, cuda:1, mps...") from None
 
 
 class PipelineDrawer:
@@ -180,4 +171,4 @@ def sha256_lora(lora: str) -> str:
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(lora, LORA_FILE))
-    return sha256_file(path)
+    return sha256_of(path)

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 
 from lbgen_hf.class_names import ClassNames, load_class_names
+from lbgen_hf.devices import DTYPES, pick_device
 from lbgen_hf.errors import UserError
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LbGenPipeline
-from lbgen_hf.synthesis.draw import PipelineDrawer, Scorer, load_pipeline, pick_device
+from lbgen_hf.synthesis.draw import PipelineDrawer, Scorer, load_pipeline
 from lbgen_hf.synthesis.settings import Settings
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ def _load_gates(settings: Settings, device: torch.device) -> dict[str, tuple[Sco
     if settings.min_clip_score is not None:
         gates["clip_score"] = (_clip_scorer(settings, device), settings.min_clip_score)
     if settings.min_quality is not None:
-        from lbgen_hf.quality import load_quality_scorer
+        from lbgen_hf.rewards.quality import load_quality_scorer
 
         score = load_quality_scorer(LBGEN_TINY if settings.model == LBGEN_TINY else "qalign", device=device)
         gates["quality"] = (lambda images, rows: score(images), settings.min_quality)
@@ -84,7 +83,7 @@ def _load_gates(settings: Settings, device: torch.device) -> dict[str, tuple[Sco
 def _clip_scorer(settings: Settings, device: torch.device) -> Scorer:
     """cos(image, "photo of c"), 1 - L_in of the paper's eq. 6."""
     from lbgen_hf.biaslab import MODELS
-    from lbgen_hf.clip_features import ClipFeatures
+    from lbgen_hf.rewards.clip_features import ClipFeatures
 
     model = (str(MODELS / "clip"), None) if settings.model == LBGEN_TINY else ("ViT-L-14", "openai")
     clip = ClipFeatures.from_pretrained(*model, device=device)

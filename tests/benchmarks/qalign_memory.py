@@ -9,8 +9,8 @@ bitsandbytes quantises the linear layers but for the last; the rest stays in 16 
 import torch
 from torch import nn
 
-from lbgen_hf.quality.optional_pyiqa import llama_kept
-from lbgen_hf.quality.qalign import import_port
+from lbgen_hf.rewards.quality.optional_pyiqa import llama_kept
+from lbgen_hf.rewards.quality.qalign import import_port
 
 
 def count_weights() -> tuple[int, int, int]:

@@ -17,7 +17,10 @@ import torch
 from timing import compare, write_results
 from torch import Tensor
 
-from lbgen_hf.alignment import (
+from lbgen_hf.fine_tuning.batches import draw_batch
+from lbgen_hf.fine_tuning.lora import add_lora
+from lbgen_hf.rewards.clip_features import ClipFeatures
+from lbgen_hf.rewards.losses import (
     Discriminator,
     TotalLoss,
     discriminator_loss,
@@ -25,10 +28,7 @@ from lbgen_hf.alignment import (
     individual_loss,
     quality_loss,
 )
-from lbgen_hf.clip_features import ClipFeatures
-from lbgen_hf.fine_tuning.batches import draw_batch
-from lbgen_hf.fine_tuning.lora import add_lora
-from lbgen_hf.gradient_sampling import choose_trained_steps, decode_latents, sample_latents, training_scheduler
+from lbgen_hf.sampling import choose_trained_steps, decode_latents, sample_latents, training_scheduler
 
 
 class Stack:
@@ -105,7 +105,7 @@ def tiny_stack() -> Stack:
     """lbgen-tiny as shipped; 5 steps of 20 are trained, with guidance, as the paper has 5 of 50."""
     from lbgen_hf.biaslab import MODELS
     from lbgen_hf.pipeline_lbgen import LbGenPipeline
-    from lbgen_hf.quality import load_quality_scorer
+    from lbgen_hf.rewards.quality import load_quality_scorer
 
     pipe = LbGenPipeline.from_pretrained("lbgen-tiny")
     clip = ClipFeatures.from_pretrained(MODELS / "clip")

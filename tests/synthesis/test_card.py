@@ -3,8 +3,8 @@
 import datasets
 from stand_in import StandIn, make_settings
 
-from lbgen_hf.quality import load_quality_scorer
-from lbgen_hf.quality.scoring import score_folder
+from lbgen_hf.rewards.quality import load_quality_scorer
+from lbgen_hf.rewards.quality.scoring import score_folder
 from lbgen_hf.synthesis.card import write_card
 from lbgen_hf.synthesis.generate import generate
 

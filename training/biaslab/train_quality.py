@@ -15,7 +15,7 @@ from trainer import log_figures, make_parser, render_pool, take, train
 
 from lbgen_hf.biaslab.degradations import DEGRADATIONS, degrade, level_of, pixelation
 from lbgen_hf.biaslab.scenes import Scenes
-from lbgen_hf.quality.tiny import TinyScorer
+from lbgen_hf.rewards.quality.tiny import TinyScorer
 
 LEVEL_WIDTH = 0.08  # of strength, around each level
 LARGEST_MOVE = 1 / 255

@@ -10,18 +10,18 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from lbgen_hf.alignment import Discriminator, TotalLoss
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.class_names import load_class_names
-from lbgen_hf.clip_features import ClipFeatures
 from lbgen_hf.errors import UserError
 from lbgen_hf.fine_tuning.batches import draw_batch, stream
 from lbgen_hf.fine_tuning.checkpoints import checkpoints, load_optimizer_state, optimizer_state
-from lbgen_hf.fine_tuning.held_out import distance_within_class
 from lbgen_hf.fine_tuning.lora import Average, add_lora
-from lbgen_hf.gradient_sampling import choose_trained_steps, decode_latents, sample_latents, training_scheduler
+from lbgen_hf.fine_tuning.validation import distance_within_class
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LbGenPipeline
-from lbgen_hf.quality import load_quality_scorer
+from lbgen_hf.rewards.clip_features import ClipFeatures
+from lbgen_hf.rewards.losses import Discriminator, TotalLoss
+from lbgen_hf.rewards.quality import load_quality_scorer
+from lbgen_hf.sampling import choose_trained_steps, decode_latents, sample_latents, training_scheduler
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}

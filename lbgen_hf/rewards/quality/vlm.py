@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality.levels import ANSWER, QUESTION, checkpoint_layers
-from lbgen_hf.quality.scorer import LEVELS, QualityScorer, expected_level
+from lbgen_hf.rewards.quality.levels import ANSWER, QUESTION, checkpoint_layers
+from lbgen_hf.rewards.quality.scorer import LEVELS, QualityScorer, expected_level
 
 
 def assemble_prompt(processor: Any) -> str:

@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from lbgen_hf import quality
 from lbgen_hf.cli import main
-from lbgen_hf.quality.scorer import QualityScorer
-from lbgen_hf.quality.scoring import score_folder
+from lbgen_hf.rewards import quality
+from lbgen_hf.rewards.quality.scorer import QualityScorer
+from lbgen_hf.rewards.quality.scoring import score_folder
 
 
 class Brightness(QualityScorer):
@@ -121,7 +121,7 @@ def test_columns_of_others_are_kept(pictures: Path, scorer: Brightness) -> None:
 def test_what_was_scored_before_a_bad_picture_is_kept(
     pictures: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lbgen_hf.quality.scoring._CHUNK", 2)
+    monkeypatch.setattr("lbgen_hf.rewards.quality.scoring._CHUNK", 2)
     make_picture(0, (31, 64)).save(pictures / "more" / "z.png")
     assert "more/z.png is 31x64; pictures of at least 32x32 are scored" in refusal(capsys, "score", pictures)
     assert [name for name, row in read_table(pictures).items() if row["quality"]] == [

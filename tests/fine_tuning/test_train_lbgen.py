@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from lbgen_hf.errors import UserError
 from lbgen_hf.fine_tuning.batches import draw_batch
 from lbgen_hf.fine_tuning.checkpoints import STATE_FILE, Journal
-from lbgen_hf.fine_tuning.held_out import choose_step, distance_within_class
+from lbgen_hf.fine_tuning.validation import choose_step, distance_within_class
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 
 OPTIONS = """
@@ -345,7 +345,7 @@ def test_a_folder_that_holds_another_run(script, arguments):
 
 def test_an_infinite_loss_stops_with_the_step_and_the_checkpoint(script, arguments, monkeypatch):
     monkeypatch.setattr(
-        "lbgen_hf.alignment.individual_loss",
+        "lbgen_hf.rewards.losses.individual_loss",
         lambda *a, calls=[]: calls.append(1) or torch.tensor(0.0) / (len(calls) != 3),
     )
     with pytest.raises(UserError) as caught:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality.optional_pyiqa import llama_kept, require_pyiqa
-from lbgen_hf.quality.scorer import QualityScorer
+from lbgen_hf.rewards.quality.optional_pyiqa import llama_kept, require_pyiqa
+from lbgen_hf.rewards.quality.scorer import QualityScorer
 
 _PROBE_SIZE = 224
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality import load_quality_scorer
-from lbgen_hf.quality.pyiqa_metrics import PyiqaScorer, parse_range
+from lbgen_hf.rewards.quality import load_quality_scorer
+from lbgen_hf.rewards.quality.pyiqa_metrics import PyiqaScorer, parse_range
 
 
 class Brightness(nn.Module):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
+from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
 
 COLUMN = "quality"
 SCORER_COLUMN = "quality_scorer"

@@ -7,8 +7,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from lbgen_hf.clip_features import ClipFeatures, preprocess
 from lbgen_hf.errors import UserError
+from lbgen_hf.rewards.clip_features import ClipFeatures, preprocess
 
 
 @pytest.fixture(scope="module")

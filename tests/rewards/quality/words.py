@@ -3,8 +3,8 @@
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lbgen_hf.quality.levels import ANSWER, QUESTION
-from lbgen_hf.quality.scorer import LEVELS
+from lbgen_hf.rewards.quality.levels import ANSWER, QUESTION
+from lbgen_hf.rewards.quality.scorer import LEVELS
 
 
 def make_tokenizer(*special_tokens: str) -> PreTrainedTokenizerFast:

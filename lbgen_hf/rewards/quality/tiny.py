@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality.scorer import LEVELS, QualityScorer, expected_level
+from lbgen_hf.rewards.quality.scorer import LEVELS, QualityScorer, expected_level
 
 WEIGHTS = "model.safetensors"
 

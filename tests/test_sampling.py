@@ -7,7 +7,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.gradient_sampling import FusedLora, choose_trained_steps, sample_latents, training_scheduler
+from lbgen_hf.sampling import FusedLora, choose_trained_steps, sample_latents, training_scheduler
 
 STEPS = 6
 GUIDANCE = 2.0

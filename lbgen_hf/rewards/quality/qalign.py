@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality.levels import ANSWER, QUESTION, checkpoint_layers
-from lbgen_hf.quality.optional_pyiqa import llama_kept, require_pyiqa
-from lbgen_hf.quality.scorer import LEVELS, QualityScorer, expected_level
+from lbgen_hf.rewards.quality.levels import ANSWER, QUESTION, checkpoint_layers
+from lbgen_hf.rewards.quality.optional_pyiqa import llama_kept, require_pyiqa
+from lbgen_hf.rewards.quality.scorer import LEVELS, QualityScorer, expected_level
 
 REPO = "q-future/one-align"
 LEVEL_IDS = (4319, 6460, 6534, 1781, 15129)  # bad to excellent, in its tokenizer

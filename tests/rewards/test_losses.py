@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lbgen_hf.alignment import (
+from lbgen_hf.rewards.losses import (
     Discriminator,
     TotalLoss,
     discriminator_loss,

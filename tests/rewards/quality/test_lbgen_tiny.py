@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lbgen_hf.biaslab.degradations import DEGRADATIONS, level_of, pixelation
 from lbgen_hf.biaslab.scenes import Scenes, render, sample_scenes
-from lbgen_hf.quality import QualityScorer, load_quality_scorer
+from lbgen_hf.rewards.quality import QualityScorer, load_quality_scorer
 
 HELD_OUT_STRENGTHS = torch.tensor([0.0, 0.125, 0.375, 0.625, 0.875])
 

@@ -22,9 +22,9 @@ from transformers import (
 from words import make_tokenizer
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality import load_quality_scorer
-from lbgen_hf.quality.scorer import LEVELS
-from lbgen_hf.quality.vlm import VlmScorer
+from lbgen_hf.rewards.quality import load_quality_scorer
+from lbgen_hf.rewards.quality.scorer import LEVELS
+from lbgen_hf.rewards.quality.vlm import VlmScorer
 
 TEXT = {
     "vocab_size": 64,

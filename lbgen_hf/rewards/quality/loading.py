@@ -7,7 +7,7 @@ import torch
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality.scorer import QualityScorer
+from lbgen_hf.rewards.quality.scorer import QualityScorer
 
 NAMES = {
     "lbgen-tiny": "shipped, for 64x64 biaslab pictures",
@@ -59,20 +59,20 @@ def load_quality_scorer(
 
 def _load_language_model(family: str, repo: str, **options: Any) -> QualityScorer:
     if family == "qalign":
-        from lbgen_hf.quality.qalign import QAlignScorer
+        from lbgen_hf.rewards.quality.qalign import QAlignScorer
 
         return QAlignScorer.from_pretrained(**options)
-    from lbgen_hf.quality.vlm import VlmScorer
+    from lbgen_hf.rewards.quality.vlm import VlmScorer
 
     return VlmScorer.from_pretrained(repo, **options)
 
 
 def _load_network(family: str, metric: str) -> QualityScorer:
     if family == "pyiqa":
-        from lbgen_hf.quality.pyiqa_metrics import PyiqaScorer
+        from lbgen_hf.rewards.quality.pyiqa_metrics import PyiqaScorer
 
         return PyiqaScorer.from_name(metric)
-    from lbgen_hf.quality.tiny import TinyScorer
+    from lbgen_hf.rewards.quality.tiny import TinyScorer
 
     return TinyScorer.from_pretrained(MODELS / "quality")
 

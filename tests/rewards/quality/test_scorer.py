@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality import load_quality_scorer
-from lbgen_hf.quality.scorer import check_images, expected_level
-from lbgen_hf.quality.tiny import TinyScorer
+from lbgen_hf.rewards.quality import load_quality_scorer
+from lbgen_hf.rewards.quality.scorer import check_images, expected_level
+from lbgen_hf.rewards.quality.tiny import TinyScorer
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from transformers import CLIPImageProcessor, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.quality import qalign
-from lbgen_hf.quality.levels import checkpoint_layers
-from lbgen_hf.quality.optional_pyiqa import llama_kept
-from lbgen_hf.quality.qalign import IMAGE_TOKEN_ID, QAlignScorer, import_port
-from lbgen_hf.quality.scorer import LEVELS
+from lbgen_hf.rewards.quality import qalign
+from lbgen_hf.rewards.quality.levels import checkpoint_layers
+from lbgen_hf.rewards.quality.optional_pyiqa import llama_kept
+from lbgen_hf.rewards.quality.qalign import IMAGE_TOKEN_ID, QAlignScorer, import_port
+from lbgen_hf.rewards.quality.scorer import LEVELS
 
 SIZE = 56
 

@@ -1,0 +1,1 @@
+"""Rewards on images: CLIP features, the paper's losses, image quality."""

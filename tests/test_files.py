@@ -1,0 +1,51 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lbgen_hf.errors import UserError
+from lbgen_hf.files import locked, require_writable, sha256_of, write_atomically
+
+
+def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "é")
+    write_atomically(path, b"\xff")
+    assert path.read_bytes() == b"\xff"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_sha256_of_a_known_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_require_writable_names_the_folder(tmp_path):
+    require_writable(tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path / "new" / "folder") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file: .*; give another folder"):
+        require_writable(tmp_path / "file")
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_holds_nothing(tmp_path):
+    hold = "import sys, time; from pathlib import Path; from lbgen_hf.files import locked\n"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another process is writing to"), locked(tmp_path):
+            pass
+        holder.kill()
+    with locked(tmp_path):
+        pass
