@@ -1,0 +1,1 @@
+"""What a backbone learned: transfer and bias benchmarks, their statistics, and the report."""
