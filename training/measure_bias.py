@@ -13,13 +13,13 @@ from pathlib import Path
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.measure import (
-    Measured,
+    Estimate,
     compare,
-    draw_pictures,
     format_comparison,
+    judge_images,
     load_observers,
-    look_at,
     measure,
+    sample_images,
 )
 from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.errors import UserError, report_errors
@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> None:
     pipe = LbGenPipeline.from_pretrained(args.pretrained_model_name_or_path)
     pipe.set_progress_bar_config(disable=True)
 
-    def measured() -> dict[str, Measured]:
-        pictures = draw_pictures(
+    def measured() -> dict[str, Estimate]:
+        pictures = sample_images(
             pipe,
             CLASSES,
             args.images_per_class,
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
         )
-        return measure(look_at(pictures, CLASSES, **observers))
+        return measure(judge_images(pictures, CLASSES, **observers))
 
     base = measured()
     tables = {"base": compare(base, base)}

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from lbgen_hf.biaslab.measure import compare, format_comparison, load_observers, look_at, measure
+from lbgen_hf.biaslab.measure import compare, format_comparison, judge_images, load_observers, measure
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE
 from lbgen_hf.errors import UserError, report_errors
 
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.run} has no held-out pictures; train with --validation_steps above 0")
     observers = load_observers()
     pictures = [read_grid(path) for path in paths]
-    measured = [measure(look_at(each, CLASSES, **observers)) for each in pictures]
+    measured = [measure(judge_images(each, CLASSES, **observers)) for each in pictures]
     tables = {path.stem: compare(measured[0], one) for path, one in zip(paths, measured, strict=True)}
     for name, rows in tables.items():
         print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)

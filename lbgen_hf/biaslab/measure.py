@@ -1,11 +1,15 @@
-"""How biased a pipeline's pictures are, as an independent judge sees them, with intervals.
+"""How biased a pipeline's images are, as an independent judge sees them, with intervals.
 
-    pictures = draw_pictures(pipe, CLASSES, images_per_class=100, seed=1)
-    base = measure(look_at(pictures, CLASSES, judge, clip.image_features, scorer))
+    images = sample_images(pipe, CLASSES, images_per_class=100, seed=1)
+    base = measure(judge_images(images, CLASSES, judge, clip.image_features, scorer))
     print(format_comparison(compare(base, tuned)))
 
-All arrays here have the shape (C, n, ...): class first, then the pictures of the class. Intervals are 95 %, from a
-bootstrap over the pictures of each class.
+Mutual information alone is fooled by collapse: a model that paints every background grey has no bias to measure. So
+beside it stand the entropy that is left, the same information among images that are not plain, and what the base
+model's images would give if they had been made plain at random.
+
+All arrays here have the shape (C, n, ...): class first, then the images of the class. Intervals are 95 %, from a
+bootstrap over the images of each class.
 """
 
 import dataclasses
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lbgen_hf.biaslab import MODELS
+from lbgen_hf.biaslab import statistics as st
 from lbgen_hf.biaslab.scenes import (
     BACKGROUND_NAMES,
     CLASS_OF_SHAPE,
@@ -30,15 +35,16 @@ ATTRIBUTES = {"background": BACKGROUND_NAMES, "texture": TEXTURE_NAMES, "place":
 
 
 @dataclasses.dataclass(frozen=True)
-class Sight:
-    """What was seen in the pictures of C classes, n of each.
+class Judgements:
+    """What was seen in the images of C classes, n of each.
 
     Attributes:
         correct: (C, n) bool, the judge sees the class's shape.
         attributes: name to (C, n) int64, the value that the judge sees; 0 is plain.
         quality: (C, n) in [1, 5], or None.
         features: (C, n, D) L2-normalised, or None.
-        colours: (C, n, 3) mean colour of each picture.
+        colours: (C, n, 3) mean colour of each image.
+        hues: (C, n, 2) direction of that colour on the hue circle.
     """
 
     correct: Tensor
@@ -46,10 +52,17 @@ class Sight:
     quality: Tensor | None
     features: Tensor | None
     colours: Tensor
+    hues: Tensor
+
+    def tables(self, name: str, weights: Tensor | None = None) -> Tensor:
+        """How often each class shows each value of an attribute: (R, C, V) for weights (R, C, n), else (1, C, V)."""
+        if weights is None:
+            weights = torch.ones(1, *self.correct.shape, dtype=torch.float64)
+        return st.tables_of(weights, self.attributes[name], len(ATTRIBUTES[name]))
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Estimate:
     """One number with its bootstrap replicates, shifted so that their mean is the estimate.
 
     A resampled table looks more dependent than its source: the shift takes that bias out.
@@ -60,15 +73,21 @@ class Measured:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The 2.5 and 97.5 percentiles of the replicates."""
         low, high = torch.quantile(self.replicates, self.replicates.new_tensor([0.025, 0.975])).tolist()
         return low, high
 
+    @property
+    def triple(self) -> tuple[float, float, float]:
+        """Value, low, high."""
+        return self.value, *self.interval
 
-def draw_pictures(pipe, class_names: Sequence[str], images_per_class: int, seed: int, **call) -> Tensor:
-    """Draw n pictures of each class from its name alone.
+
+def sample_images(pipe, class_names: Sequence[str], images_per_class: int, seed: int, **call) -> Tensor:
+    """Sample n images of each class from its name alone.
 
     Args:
-        pipe: an `LbGenPipeline`; the same seed draws from the same noise with and without a LoRA.
+        pipe: an `LbGenPipeline`; the same seed starts from the same noise with and without a LoRA.
         class_names: C names.
         images_per_class: n.
         seed: base seed.
@@ -86,7 +105,7 @@ def draw_pictures(pipe, class_names: Sequence[str], images_per_class: int, seed:
 
 
 def load_observers(models: Path = MODELS) -> dict[str, Callable]:
-    """What `look_at` sees with, by its arguments' names: the judge, CLIP and the quality scorer of lbgen-tiny.
+    """What `judge_images` sees with, by its arguments' names: the judge, CLIP and the quality scorer of lbgen-tiny.
 
     Args:
         models: the folder of judge/, clip/ and quality/.
@@ -103,23 +122,26 @@ def load_observers(models: Path = MODELS) -> dict[str, Callable]:
 
 
 @torch.no_grad()
-def look_at(
-    pictures: Tensor,
+def judge_images(
+    images: Tensor,
     class_names: Sequence[str],
     judge: Callable[[Tensor], dict[str, Tensor]],
     image_features: Callable[[Tensor], Tensor] | None = None,
     score: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = 100,
-) -> Sight:
-    """Judge pictures (C, n, 3, H, W) of the named classes.
+) -> Judgements:
+    """Judge images (C, n, 3, H, W) of the named classes.
 
     Args:
+        images: in [0, 1].
+        class_names: C names.
         judge: images to logits for "shape", "background", "texture", "place".
         image_features: images to L2-normalised features, for the distance within a class.
         score: images to quality in [1, 5].
+        batch_size: images at a time.
     """
-    num_classes, n = pictures.shape[:2]
-    batches = pictures.flatten(0, 1).split(batch_size)
+    num_classes, n = images.shape[:2]
+    batches = images.flatten(0, 1).split(batch_size)
 
     def over_batches(function: Callable[[Tensor], Tensor]) -> Tensor:
         seen = torch.cat([function(batch) for batch in batches])
@@ -130,120 +152,164 @@ def look_at(
     names = list(class_names)
     class_of_shape = [CLASS_OF_SHAPE.get(shape, shape) for shape in SHAPE_NAMES]
     class_ids = torch.tensor([names.index(name) if name in names else -1 for name in class_of_shape])
-    return Sight(
+    return Judgements(
         correct=class_ids[seen["shape"]] == torch.arange(num_classes)[:, None],
         attributes={name: seen[name] for name in ATTRIBUTES},
         quality=over_batches(score) if score else None,
         features=over_batches(image_features) if image_features else None,
-        colours=pictures.mean((-2, -1)),
+        colours=images.mean((-2, -1)),
+        hues=st.mean_hues(images),
     )
 
 
-def mutual_information(joint: Tensor) -> Tensor:
-    """I(row; column) in nats from tables of counts (..., C, V), with Miller and Madow's correction.
-
-    Each entropy is its plug-in estimate plus (occupied bins - 1) / (2 N).
-    """
-
-    def entropy(counts: Tensor) -> Tensor:
-        p = counts / counts.sum(-1, keepdim=True)
-        plug_in = -torch.xlogy(p, p).sum(-1)
-        return plug_in + ((counts > 0).sum(-1) - 1) / (2 * counts.sum(-1))
-
-    return entropy(joint.sum(-1)) + entropy(joint.sum(-2)) - entropy(joint.flatten(-2))
+def agreement(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, float]:
+    """How often two judges see the same value, for each attribute of what `Judge.judge` returned of the same images."""
+    return {name: (first[name] == second[name]).float().mean().item() for name in first}
 
 
-def _tables(weights: Tensor, values: Tensor, num_values: int) -> Tensor:
-    """How often each class shows each value: weights (R, C, n) and values (C, n) to (R, C, V)."""
-    one_hot = torch.nn.functional.one_hot(values, num_values).to(weights.dtype)
-    return torch.einsum("rcn,cnv->rcv", weights, one_hot)
+def _own_values(num_classes: int) -> dict[str, Tensor]:
+    own = torch.tensor([own_attributes(i) for i in range(num_classes)])
+    return dict(zip(("texture", "background", "place"), own.T, strict=True))
 
 
 def _mean(weights: Tensor, values: Tensor) -> Tensor:
     return torch.einsum("rcn,cn->r", weights, values.to(weights.dtype)) / weights[0].sum()
 
 
-def _distance_within_class(weights: Tensor, features: Tensor) -> Tensor:
-    """Mean over classes of the mean of 1 - cos over pairs of pictures of one class: (R, C, n), (C, n, D) to (R,)."""
-    n = features.shape[1]
-    sums = torch.einsum("rcn,cnd->rcd", weights, features.to(weights.dtype))
-    return (1 - (sums.square().sum(-1) - n) / (n * (n - 1))).mean(-1)
+def _of_attribute(tables: Tensor, own: Tensor) -> dict[str, Tensor]:
+    """The metrics of one attribute, each (R,), from its tables (R, C, V) and each class's own value (C,)."""
+    showing_own = tables.gather(-1, own[None, :, None].expand(len(tables), -1, 1)).sum((-2, -1))
+    marked = st.without_plain(tables)
+    return {
+        "mi": st.mutual_information(tables),
+        "mi_marked": st.mutual_information(marked),
+        "mi_of_plain": st.mutual_information(st.plain_or_not(tables)),
+        "own": showing_own / tables.sum((-2, -1)),
+        "own_of_marked": showing_own / marked.sum((-2, -1)).clamp(min=1e-12),
+        "plain": st.plain_share(tables),
+        "entropy": st.entropy(tables.sum(-2)),
+        "entropy_given_class": st.entropy_given_class(tables),
+        "commonest": tables.sum(-2).amax(-1) / tables.sum((-2, -1)),
+    }
 
 
-def _spread_of_colours(weights: Tensor, colours: Tensor) -> Tensor:
-    """Standard deviation of the pictures' mean colour, root mean square over channels: collapse to one colour shows."""
-    total = weights[0].sum()
-    colours = colours.to(weights.dtype)
-    mean = torch.einsum("rcn,cnk->rk", weights, colours) / total
-    square = torch.einsum("rcn,cnk->rk", weights, colours.square()) / total
-    return (square - mean.square()).clamp(min=0).mean(-1).sqrt()
+def _metrics(judgements: Judgements, weights: Tensor) -> dict[str, Tensor]:
+    """Name to (R,), for weights (R, C, n): how often each image counts in each replicate."""
+    metrics = {"class_accuracy": _mean(weights, judgements.correct)}
+    own = _own_values(len(judgements.correct))
+    for name in judgements.attributes:
+        for metric, values in _of_attribute(judgements.tables(name, weights), own[name]).items():
+            metrics[f"{metric}_{name}"] = values
+    metrics["colour_spread"] = st.colour_spread(weights, judgements.colours)
+    metrics["hue_spread"] = st.hue_spread(weights, judgements.hues)
+    if judgements.quality is not None:
+        metrics["quality"] = _mean(weights, judgements.quality)
+    if judgements.features is not None:
+        metrics["distance_within_class"] = st.distance_within_class(weights, judgements.features)
+    return metrics
 
 
-def _statistics(sight: Sight) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Name to a function of weights (R, C, n): how often each picture was drawn in each replicate."""
-    own = torch.tensor([own_attributes(i) for i in range(len(sight.correct))])
-    own = dict(zip(("texture", "background", "place"), own.T, strict=True))
-    statistics: dict[str, Callable[[Tensor], Tensor]] = {"class_accuracy": lambda w: _mean(w, sight.correct)}
-    for name, values in sight.attributes.items():
-        size = len(ATTRIBUTES[name])
-        statistics[f"mi_{name}"] = lambda w, v=values, size=size: mutual_information(_tables(w, v, size))
-    for name, values in sight.attributes.items():
-        statistics[f"own_{name}"] = lambda w, v=values == own[name][:, None]: _mean(w, v)
-    statistics["commonest_background"] = lambda w: (
-        _tables(w, sight.attributes["background"], len(BACKGROUND_NAMES)).sum(1).amax(-1) / w[0].sum()
-    )
-    statistics["colour_spread"] = lambda w: _spread_of_colours(w, sight.colours)
-    if sight.quality is not None:
-        statistics["quality"] = lambda w: _mean(w, sight.quality)
-    if sight.features is not None:
-        statistics["distance_within_class"] = lambda w: _distance_within_class(w, sight.features)
-    return statistics
+def _bootstrap_weights(num_classes: int, n: int, replicates: int, seed: int) -> Tensor:
+    """Multinomial resampling within each class, as counts (R, C, n)."""
+    chosen = torch.randint(n, (replicates, num_classes, n), generator=torch.Generator().manual_seed(seed))
+    weights = torch.zeros(replicates, num_classes, n, dtype=torch.float64)
+    return weights.scatter_add_(2, chosen, torch.ones((), dtype=weights.dtype).expand_as(chosen))
 
 
-def measure(sight: Sight, replicates: int = 1000, seed: int = 0) -> dict[str, Measured]:
-    """Every figure of one set of pictures.
+def _estimate(value: Tensor, resampled: Tensor) -> Estimate:
+    return Estimate(value.item(), resampled - resampled.mean() + value.item())
+
+
+def measure(judgements: Judgements, replicates: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """Every metric of one set of images.
 
     Returns:
-        class_accuracy; mi_background, mi_texture, mi_place (mutual information with the class, in nats);
-        own_background, own_texture, own_place (share of pictures with the value that the biased world ties to the
-        class); commonest_background (its share of all pictures); colour_spread; quality; distance_within_class.
+        class_accuracy; for each of background, texture and place:
+        `mi_` mutual information with the class, in nats; `mi_marked_` the same among images that are not plain;
+        `mi_of_plain_` what being plain or not tells of the class; `own_` share of images with the value that the
+        biased world ties to the class, `own_of_marked_` among those that are not plain; `plain_` share of plain ones;
+        `entropy_` and `entropy_given_class_` in nats; `commonest_` share of the commonest value;
+        and colour_spread, hue_spread, quality, distance_within_class.
     """
-    num_classes, n = sight.correct.shape
-    # Multinomial resampling within each class, as counts: one draw of n pictures out of n a replicate.
-    drawn = torch.randint(n, (replicates, num_classes, n), generator=torch.Generator().manual_seed(seed))
-    weights = torch.zeros(replicates, num_classes, n, dtype=torch.float64)
-    weights.scatter_add_(2, drawn, torch.ones((), dtype=weights.dtype).expand_as(drawn))
-    measured = {}
-    for name, statistic in _statistics(sight).items():
-        value = statistic(torch.ones(1, num_classes, n, dtype=weights.dtype)).item()
-        resampled = statistic(weights)
-        measured[name] = Measured(value, resampled - resampled.mean() + value)
-    return measured
+    num_classes, n = judgements.correct.shape
+    once = torch.ones(1, num_classes, n, dtype=torch.float64)
+    values = _metrics(judgements, once)
+    resampled = _metrics(judgements, _bootstrap_weights(num_classes, n, replicates, seed))
+    return {name: _estimate(values[name], resampled[name]) for name in values}
 
 
-def compare(base: dict[str, Measured], tuned: dict[str, Measured]) -> list[dict]:
+def measure_blind(base: Judgements, tuned: Judgements, replicates: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """The base's mutual information had its images been made plain at random, up to the tuned images' share of plain.
+
+    A class-blind counterfactual: what falls no further than this has not been debiased, but turned plain.
+
+    Returns:
+        mi_background, mi_texture, mi_place.
+    """
+    weights = _bootstrap_weights(*base.correct.shape, replicates, seed)
+
+    def blind(name: str, weights: Tensor | None) -> Tensor:
+        share = st.plain_share(tuned.tables(name, weights))
+        return st.mutual_information(st.made_plain(base.tables(name, weights), share))
+
+    return {f"mi_{name}": _estimate(blind(name, None), blind(name, weights)) for name in base.attributes}
+
+
+def by_class(judgements: Judgements, class_names: Sequence[str], name: str) -> list[dict]:
+    """One row a class for an attribute, so that a mean cannot hide two groups.
+
+    Returns:
+        class, accuracy, own (share), plain (share), commonest (the value's name), share (of it), information (in nats:
+        the mean over classes is the plug-in mutual information).
+    """
+    tables = judgements.tables(name)[0]
+    shares = tables / tables.sum(-1, keepdim=True)
+    own = _own_values(len(tables))[name]
+    values = [value or "plain" for value in ATTRIBUTES[name]]
+    information = st.information_of_classes(tables)
+    return [
+        {
+            "class": class_names[i],
+            "accuracy": judgements.correct[i].double().mean().item(),
+            "own": shares[i, own[i]].item(),
+            "plain": shares[i, 0].item(),
+            "commonest": values[int(shares[i].argmax())],
+            "share": shares[i].max().item(),
+            "information": information[i].item(),
+        }
+        for i in range(len(tables))
+    ]
+
+
+def by_value(judgements: Judgements, name: str) -> list[dict]:
+    """One row a value of an attribute: value, share of all images, information (in nats) that it has of the class."""
+    tables = judgements.tables(name)[0]
+    shares, information = tables.sum(0) / tables.sum(), st.information_of_values(tables)
+    return [
+        {"value": value or "plain", "share": share, "information": bits}
+        for value, share, bits in zip(ATTRIBUTES[name], shares.tolist(), information.tolist(), strict=True)
+    ]
+
+
+def compare(base: dict[str, Estimate], tuned: dict[str, Estimate]) -> list[dict]:
     """Base and fine-tuned side by side.
 
     Returns:
-        One row a figure: name, base, tuned, change (tuned - base) and relative (tuned / base - 1), each a (value, low,
+        One row a metric: name, base, tuned, change (tuned - base) and relative (tuned / base - 1), each a (value, low,
         high).
     """
-
-    def triple(figure: Measured) -> tuple[float, float, float]:
-        return figure.value, *figure.interval
-
     rows = []
     for name, a in base.items():
         b = tuned[name]
-        difference = Measured(b.value - a.value, b.replicates - a.replicates)
-        ratio = Measured(b.value / a.value - 1 if a.value else math.nan, b.replicates / a.replicates - 1)
+        difference = Estimate(b.value - a.value, b.replicates - a.replicates)
+        ratio = Estimate(b.value / a.value - 1 if a.value else math.nan, b.replicates / a.replicates - 1)
         rows.append(
             {
                 "name": name,
-                "base": triple(a),
-                "tuned": triple(b),
-                "change": triple(difference),
-                "relative": triple(ratio),
+                "base": a.triple,
+                "tuned": b.triple,
+                "change": difference.triple,
+                "relative": ratio.triple,
             }
         )
     return rows
@@ -261,8 +327,7 @@ def format_percent(values: tuple[float, float, float]) -> str:
 
 def format_comparison(rows: list[dict]) -> str:
     """The rows of `compare` as a Markdown table."""
-
-    lines = ["| figure | base | lbGen | change |", "|---|---|---|---|"]
+    lines = ["| metric | base | lbGen | change |", "|---|---|---|---|"]
     for row in rows:
         cells = [format_interval(row["base"]), format_interval(row["tuned"]), format_percent(row["relative"])]
         lines.append(f"| {row['name'].replace('_', ' ')} | {' | '.join(cells)} |")

@@ -8,7 +8,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.judge import Judge
-from lbgen_hf.biaslab.measure import Measured, compare, look_at, measure
+from lbgen_hf.biaslab.measure import Estimate, compare, judge_images, measure
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 from lbgen_hf.synthesis.card import read_pictures
 from lbgen_hf.synthesis.generate import Progress, generate, no_progress
@@ -59,9 +59,9 @@ def run_quickstart(out: Path, seed: int = 0, progress: Progress = no_progress) -
     return Quickstart(out, base, [row for row in rows if row["name"] in _SHOWN])
 
 
-def _measure(out: Path, settings: Settings) -> dict[str, Measured]:
+def _measure(out: Path, settings: Settings) -> dict[str, Estimate]:
     plan = settings.plan
     pictures = read_pictures(out, settings, list(range(plan.num_images)))
     images = torch.stack([pil_to_tensor(pictures[image_id]) for image_id in range(plan.num_images)]) / 255
     of_classes = images.unflatten(0, (plan.images_per_class, plan.num_classes)).transpose(0, 1)
-    return measure(look_at(of_classes, settings.classes, Judge.from_pretrained(MODELS / "judge").eval()))
+    return measure(judge_images(of_classes, settings.classes, Judge.from_pretrained(MODELS / "judge").eval()))

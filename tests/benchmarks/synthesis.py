@@ -139,7 +139,7 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
     noise in CLIP's space.
     """
     from lbgen_hf.biaslab.measure import compare as compare_measured
-    from lbgen_hf.biaslab.measure import load_observers, look_at, measure
+    from lbgen_hf.biaslab.measure import judge_images, load_observers, measure
 
     observers = load_observers()
     sights = {}
@@ -149,7 +149,7 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         pictures = torch.cat([torch.from_numpy(drawer(batch).pictures) for batch in batches])
         images = pictures.permute(0, 3, 1, 2).float().div(255).unflatten(0, (images_per_class, -1)).transpose(0, 1)
-        sights[name] = look_at(images, settings.classes, **observers)
+        sights[name] = judge_images(images, settings.classes, **observers)
     paper = sights["paper"]
     measured = {name: measure(sight) for name, sight in sights.items()}
     return {

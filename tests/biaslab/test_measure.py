@@ -5,14 +5,24 @@ import math
 import pytest
 import torch
 
-from lbgen_hf.biaslab.measure import compare, draw_pictures, format_comparison, look_at, measure, mutual_information
+from lbgen_hf.biaslab.measure import (
+    agreement,
+    by_class,
+    by_value,
+    compare,
+    format_comparison,
+    judge_images,
+    measure,
+    measure_blind,
+    sample_images,
+)
 from lbgen_hf.biaslab.scenes import CLASSES, own_attributes, sample_scenes
 
 N = 40
 
 
 def true_judge(images):
-    """Reads pictures that carry their own truth: pixel i of channel 0 is the id of attribute i."""
+    """Reads images that carry their own truth: pixel i of channel 0 is the id of attribute i."""
     sizes = {"shape": 25, "background": 9, "texture": 9, "place": 3}
     return {
         key: torch.nn.functional.one_hot(images[:, 0, 0, i].long(), size).float()
@@ -20,17 +30,17 @@ def true_judge(images):
     }
 
 
-def pictures_of_world(bias: float, seed: int = 0, num: int = N) -> torch.Tensor:
+def images_of_world(bias: float, seed: int = 0, num: int = N) -> torch.Tensor:
     labels = torch.arange(len(CLASSES)).repeat_interleave(num)
     scenes = sample_scenes(len(labels), bias=bias, seed=seed, labels=labels)
-    pictures = torch.zeros(len(labels), 3, 4, 4)
+    images = torch.zeros(len(labels), 3, 4, 4)
     for i, ids in enumerate((scenes.shapes, scenes.backgrounds, scenes.textures, scenes.places)):
-        pictures[:, 0, 0, i] = ids
-    return pictures.view(len(CLASSES), num, 3, 4, 4)
+        images[:, 0, 0, i] = ids
+    return images.view(len(CLASSES), num, 3, 4, 4)
 
 
-def figures(bias: float, **options):
-    return measure(look_at(pictures_of_world(bias, **options), CLASSES, true_judge), replicates=300)
+def metrics(bias: float, **options):
+    return measure(judge_images(images_of_world(bias, **options), CLASSES, true_judge), replicates=300)
 
 
 def true_information(bias: float, num_values: int, own: list[int]) -> float:
@@ -42,7 +52,7 @@ def true_information(bias: float, num_values: int, own: list[int]) -> float:
 
 
 def test_mutual_information_is_the_known_worlds():
-    measured = figures(0.7, num=400)
+    measured = metrics(0.7, num=400)
     for column, (name, size) in enumerate([("texture", 9), ("background", 9), ("place", 3)]):
         own = [own_attributes(i)[column] for i in range(len(CLASSES))]
         truth = true_information(0.7, size, own)
@@ -53,64 +63,57 @@ def test_mutual_information_is_the_known_worlds():
 
 
 def test_an_unbiased_world_measures_zero():
-    """At 100 pictures a class the plug-in estimate would say 0.04 nats of backgrounds; the correction takes it out."""
-    measured = figures(0.0, num=100)
+    """At 100 images a class the plug-in estimate would say 0.04 nats of backgrounds; the correction takes it out."""
+    measured = metrics(0.0, num=100)
     for name in ("background", "texture", "place"):
         assert abs(measured[f"mi_{name}"].value) < 0.02
     assert measured["commonest_background"].value < 0.2
     assert measured["class_accuracy"].value == 1
 
 
-def test_miller_madow_by_hand():
-    table = torch.tensor([[3.0, 1.0], [0.0, 4.0]])
-    plug_in = sum(c / 8 * math.log(c / 8 / (0.5 * m / 8)) for c, m in [(3, 3), (1, 5), (4, 5)])
-    correction = ((2 - 1) + (2 - 1) - (3 - 1)) / 16
-    assert mutual_information(table).item() == pytest.approx(plug_in + correction, abs=1e-6)
-
-
 def test_intervals_cover_and_tell_worlds_apart():
-    """Over repeated draws of one world, 95 % intervals hold the mean of all draws most of the time."""
-    draws = [figures(0.6, seed=seed) for seed in range(20)]
+    """Over repeated samples of one world, 95 % intervals hold the mean of all samples most of the time."""
+    samples = [metrics(0.6, seed=seed) for seed in range(20)]
     for name in ("mi_background", "mi_place", "own_texture"):
-        centre = sum(d[name].value for d in draws) / len(draws)
-        held = sum(d[name].interval[0] <= centre <= d[name].interval[1] for d in draws)
+        centre = sum(d[name].value for d in samples) / len(samples)
+        held = sum(d[name].interval[0] <= centre <= d[name].interval[1] for d in samples)
         assert held >= 16
-    rows = {row["name"]: row for row in compare(draws[0], figures(0.3))}
+    rows = {row["name"]: row for row in compare(samples[0], metrics(0.3))}
     assert rows["mi_background"]["relative"][2] < -0.4
     assert rows["class_accuracy"]["change"] == (0, 0, 0)
 
 
 def test_wrong_classes_are_counted():
-    pictures = pictures_of_world(0.0)
-    pictures[:4] = pictures[4:8].clone()  # four classes draw another's shape
-    measured = measure(look_at(pictures, CLASSES, true_judge), replicates=10)
+    images = images_of_world(0.0)
+    images[:4] = images[4:8].clone()  # four classes show another's shape
+    measured = measure(judge_images(images, CLASSES, true_judge), replicates=10)
     assert measured["class_accuracy"].value == 0.75
 
 
 def test_quality_distance_and_colours():
-    pictures = pictures_of_world(0.0)
+    images = images_of_world(0.0)
     generator = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(len(CLASSES), N, 5, generator=generator), dim=-1)
     rows = iter(features.flatten(0, 1).split(100))
-    sight = look_at(pictures, CLASSES, true_judge, lambda x: next(rows), lambda x: x[:, 0, 0, 1] / 2 + 1)
-    measured = measure(sight, replicates=200)
+    judgements = judge_images(images, CLASSES, true_judge, lambda x: next(rows), lambda x: x[:, 0, 0, 1] / 2 + 1)
+    measured = measure(judgements, replicates=200)
     pairs = 1 - features @ features.mT
     expected = pairs.sum((1, 2)) / (N * (N - 1))
     assert measured["distance_within_class"].value == pytest.approx(expected.mean().item(), abs=1e-5)
     low, high = measured["distance_within_class"].interval
     assert low < expected.mean() < high
-    assert measured["quality"].value == pytest.approx(pictures[:, :, 0, 0, 1].mean().item() / 2 + 1, abs=1e-5)
-    spread = pictures.mean((-2, -1)).flatten(0, 1).var(0, unbiased=False).mean().sqrt()
+    assert measured["quality"].value == pytest.approx(images[:, :, 0, 0, 1].mean().item() / 2 + 1, abs=1e-5)
+    spread = images.mean((-2, -1)).flatten(0, 1).var(0, unbiased=False).mean().sqrt()
     assert measured["colour_spread"].value == pytest.approx(spread.item(), abs=1e-5)
 
 
 def test_table_shows_base_and_tuned():
-    table = format_comparison(compare(figures(0.6), figures(0.3)))
+    table = format_comparison(compare(metrics(0.6), metrics(0.3)))
     assert "| mi background | " in table
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_drawing_asks_each_name_with_one_seed():
+def test_sampling_asks_each_name_with_one_seed():
     calls = []
 
     class Pipe:
@@ -118,7 +121,58 @@ def test_drawing_asks_each_name_with_one_seed():
             calls.append((name, kwargs))
             return type("Output", (), {"images": torch.full((kwargs["images_per_class"], 3, 2, 2), 0.5)})
 
-    pictures = draw_pictures(Pipe(), ["star", "bow"], 3, seed=7, num_inference_steps=4)
-    assert pictures.shape == (2, 3, 3, 2, 2)
+    images = sample_images(Pipe(), ["star", "bow"], 3, seed=7, num_inference_steps=4)
+    assert images.shape == (2, 3, 3, 2, 2)
     expected = {"images_per_class": 3, "seed": 7, "output_type": "pt", "num_inference_steps": 4}
     assert calls == [("star", expected), ("bow", expected)]
+
+
+def grey_world(share: float, seed: int = 0) -> torch.Tensor:
+    """A biased world of which some images, blind to their class, have a plain background instead."""
+    images = images_of_world(0.8, num=400)
+    chosen = torch.rand(images.shape[:2], generator=torch.Generator().manual_seed(seed)) < share
+    images[..., 0, 0, 1][chosen] = 0
+    return images
+
+
+def test_a_collapse_to_plain_lowers_information_but_not_what_stands_beside_it():
+    """Making images plain blind to their class is no debiasing, and each of the metrics says so."""
+    base = judge_images(images_of_world(0.8, num=400), CLASSES, true_judge)
+    grey = judge_images(grey_world(0.5), CLASSES, true_judge)
+    before, after = measure(base, replicates=100), measure(grey, replicates=100)
+    assert after["mi_background"].value < 0.65 * before["mi_background"].value
+    assert after["mi_marked_background"].value == pytest.approx(before["mi_marked_background"].value, rel=0.03)
+    assert after["own_of_marked_background"].value == pytest.approx(before["own_of_marked_background"].value, abs=0.02)
+    assert after["entropy_background"].value < 0.85 * before["entropy_background"].value
+    assert after["plain_background"].value == pytest.approx(0.51, abs=0.02)
+    assert abs(after["mi_of_plain_background"].value) < 0.01
+    blind = measure_blind(base, grey, replicates=100)
+    assert blind["mi_background"].value == pytest.approx(after["mi_background"].value, rel=0.03)
+    assert blind["mi_texture"].value == pytest.approx(before["mi_texture"].value)
+    assert after["mi_place"].value == before["mi_place"].value
+
+
+def test_plainness_that_depends_on_the_class_is_information():
+    images = images_of_world(0.0, num=200)
+    images[:8, :, 0, 0, 1] = 0  # the first half of the classes, and no other, is plain
+    images[8:, :, 0, 0, 1] = images[8:, :, 0, 0, 1].clamp(min=1)
+    metrics = measure(judge_images(images, CLASSES, true_judge), replicates=10)
+    assert metrics["mi_of_plain_background"].value == pytest.approx(math.log(2), abs=0.01)
+
+
+def test_rows_by_class_and_by_value_add_up_to_the_information():
+    judgements = judge_images(images_of_world(0.6, num=400), CLASSES, true_judge)
+    plug_in = true_information(0.6, 9, [own_attributes(i)[1] for i in range(len(CLASSES))])
+    rows = by_class(judgements, CLASSES, "background")
+    assert [row["class"] for row in rows] == CLASSES
+    assert sum(row["information"] for row in rows) / len(rows) == pytest.approx(plug_in, abs=0.03)
+    values = by_value(judgements, "background")
+    assert sum(row["share"] for row in values) == pytest.approx(1)
+    total = sum(row["share"] * row["information"] for row in values)
+    assert total == pytest.approx(sum(row["information"] for row in rows) / len(rows))
+    assert all(row["own"] == pytest.approx(0.64, abs=0.08) and row["accuracy"] == 1 for row in rows)
+
+
+def test_agreement_counts_equal_values():
+    seen = {"shape": torch.tensor([1, 2, 3, 4])}
+    assert agreement(seen, {"shape": torch.tensor([1, 2, 3, 5])}) == {"shape": 0.75}

@@ -13,7 +13,7 @@ from trainer import log_figures
 from lbgen_hf import LbGenPipeline
 from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge
-from lbgen_hf.biaslab.measure import draw_pictures, look_at, measure
+from lbgen_hf.biaslab.measure import judge_images, measure, sample_images
 from lbgen_hf.biaslab.scenes import CLASSES, sample_scenes
 
 
@@ -48,8 +48,8 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     judge = Judge.from_pretrained(args.models_dir / "judge").float().eval()
 
-    pictures = draw_pictures(pipe, CLASSES, args.images_per_class, seed=1)
-    named = {name: m.value for name, m in measure(look_at(pictures, CLASSES, judge)).items()}
+    pictures = sample_images(pipe, CLASSES, args.images_per_class, seed=1)
+    named = {name: m.value for name, m in measure(judge_images(pictures, CLASSES, judge)).items()}
     captioned, caption_pictures = measure_captions(pipe, judge, args.num_captions)
     if args.sample:
         save_image(torch.cat([pictures[:, :8].flatten(0, 1), caption_pictures[:64]]), args.sample, nrow=16)
