@@ -1,0 +1,217 @@
+"""Any timm or transformers image model as a frozen backbone: features before its head, and the head's logits."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from PIL import Image
+from torch import Tensor, nn
+
+from lbgen_hf.class_names import load_class_names
+from lbgen_hf.devices import pick_device
+from lbgen_hf.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A frozen image model.
+
+    Attributes:
+        name: what was asked for.
+        features: images (B, 3, H, W), transformed, to features (B, D), those that the head sees.
+        logits: images to logits (B, C); None without a head.
+        transform: a PIL image in RGB to what `features` and `logits` take.
+        transform_key: says all that the transform does.
+        weights_sha256: of the names and values of all weights.
+        class_names: of the head's classes; None where the checkpoint does not say.
+        num_classes: of the head; 0 without one.
+        device: where it runs.
+    """
+
+    name: str
+    features: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor] | None
+    transform: Callable[[Image.Image], Tensor]
+    transform_key: str
+    weights_sha256: str
+    class_names: tuple[str, ...] | None
+    num_classes: int
+    device: torch.device
+
+
+def load_backbone(checkpoint: str | Path, device: str | torch.device | None = None) -> Backbone:
+    """Load a backbone.
+
+    Args:
+        checkpoint: a folder or a Hub id of a timm or a transformers model; a weights file beside its `config.json`; or
+            the name of a pretrained timm model, such as "resnet50.tv_in1k".
+        device: default: the fastest.
+
+    Raises:
+        UserError: there is no such checkpoint, or its weights are not of its architecture.
+    """
+    import timm
+
+    device = pick_device(device)
+    path = Path(checkpoint)
+    if path.is_file():
+        path = path.parent
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} has no config.json: give the folder of a timm or transformers model")
+        return _from_config(path / "config.json", str(path), str(checkpoint), device)
+    name = str(checkpoint)
+    if timm.is_model(name):
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:
+            raise UserError(f"timm cannot load {name} with weights: {_first_line(error)}") from error
+        return _from_timm(model, name, device)
+    try:
+        config = hf_hub_download(name, "config.json")
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"no checkpoint {name!r}: give a folder, a Hub id of a timm or transformers model, or a timm name "
+            f"({_first_line(error)})"
+        ) from error
+    return _from_config(Path(config), name, name, device)
+
+
+def _from_config(config: Path, source: str, name: str, device: torch.device) -> Backbone:
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"the config.json of {name} is not JSON: {_first_line(error)}") from error
+    if "architecture" in settings:
+        import timm
+
+        prefix = "local-dir" if Path(source).is_dir() else "hf-hub"
+        try:
+            model = timm.create_model(f"{prefix}:{source}", pretrained=True)
+        except Exception as error:
+            raise UserError(
+                f"the weights of {name} are not of the architecture {settings['architecture']!r} in its config.json, "
+                f"or cannot be read: {_first_line(error)}"
+            ) from error
+        return _from_timm(model, name, device)
+    if "model_type" in settings:
+        return _from_transformers(source, name, device)
+    raise UserError(f"the config.json of {name} names no timm `architecture` and no transformers `model_type`")
+
+
+def _from_timm(model: nn.Module, name: str, device: torch.device) -> Backbone:
+    from timm.data import create_transform, resolve_model_data_config
+
+    model.requires_grad_(False).eval().to(device)
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    label_names = model.pretrained_cfg.get("label_names")
+    if isinstance(label_names, dict):
+        label_names = [label_names[str(i)] for i in range(len(label_names))]
+
+    def features(images: Tensor) -> Tensor:
+        return model.forward_head(model.forward_features(images), pre_logits=True)
+
+    return Backbone(
+        name,
+        features,
+        model if model.num_classes else None,
+        transform,
+        str(transform),
+        _weights_sha256(model),
+        tuple(label_names) if label_names and len(label_names) == model.num_classes else None,
+        model.num_classes,
+        device,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Processor:
+    """A transformers image processor as a transform."""
+
+    processor: Callable
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _from_transformers(source: str, name: str, device: torch.device) -> Backbone:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        has_head = any(a.endswith("ForImageClassification") for a in config.architectures or [])
+        auto = AutoModelForImageClassification if has_head else AutoModel
+        model, info = auto.from_pretrained(source, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(source)
+    except Exception as error:
+        raise UserError(f"transformers cannot load {name}: {_first_line(error)}") from error
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise UserError(f"the weights of {name} lack {len(missing)} of its architecture's, {missing[0]} among them")
+    model.requires_grad_(False).eval().to(device)
+    base = getattr(model, model.base_model_prefix, model)
+    has_pooler = not any("pooler" in key for key in info["missing_keys"])
+
+    def features(images: Tensor) -> Tensor:
+        if hasattr(base, "get_image_features"):  # a model of images and texts
+            output = base.get_image_features(pixel_values=images)
+            return output if isinstance(output, Tensor) else output.pooler_output
+        output = base(pixel_values=images)
+        pooled = getattr(output, "pooler_output", None)
+        return pooled.flatten(1) if pooled is not None and has_pooler else output.last_hidden_state[:, 0]
+
+    num_classes = config.num_labels if has_head else 0
+    labels = [config.id2label[i] for i in range(num_classes)] if has_head else []
+    return Backbone(
+        name,
+        features,
+        (lambda images: model(pixel_values=images).logits) if has_head else None,
+        _Processor(processor),
+        processor.to_json_string(),
+        _weights_sha256(model),
+        tuple(labels) if labels and labels[0] != "LABEL_0" else None,
+        num_classes,
+        device,
+    )
+
+
+def imagenet_ids(backbone: Backbone) -> list[int]:
+    """The ImageNet-1k id of each class of the head.
+
+    The names decide, as wnids or as `imagenet-1k`'s names; without known names, 1000 classes are ImageNet-1k's and 100
+    are imagenet-100's, in the order of their wnids.
+
+    Raises:
+        UserError: the head is no ImageNet classifier.
+    """
+    imagenet = load_class_names("imagenet-1k")
+    for known in (imagenet.wnids, imagenet.names):
+        ids = {name: i for i, name in enumerate(known)}
+        if backbone.class_names and all(name in ids for name in backbone.class_names):
+            return [ids[name] for name in backbone.class_names]
+    if backbone.num_classes == len(imagenet):
+        return list(range(len(imagenet)))
+    if backbone.num_classes == 100 and backbone.class_names is None:
+        return [imagenet.wnids.index(wnid) for wnid in load_class_names("imagenet-100").wnids]
+    raise UserError(
+        f"{backbone.name} has {backbone.num_classes} classes that are not ImageNet's; this benchmark needs a "
+        "classifier of ImageNet-1k's classes or of some of them"
+    )
+
+
+def _weights_sha256(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,157 @@
+"""Backbones of both libraries, their cached outputs, and what is wrong with a checkpoint, in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
+
+from lbgen_hf.errors import UserError
+from lbgen_hf.evaluation import features
+from lbgen_hf.evaluation.backbones import imagenet_ids, load_backbone
+from lbgen_hf.evaluation.images import ImageFiles, RenderedImages, image_folder
+
+
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("timm")
+    model = timm.create_model("test_resnet", num_classes=3, pretrained_cfg_overlay={"input_size": (3, 64, 64)})
+    save_for_hf(model, folder, model_config={"label_names": ["a", "b", "c"]}, safe_serialization="both")
+    return folder
+
+
+@pytest.fixture
+def images() -> RenderedImages:
+    pixels = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return RenderedImages(pixels, [0, 1, 2, 0, 1], "abc", "noise")
+
+
+def test_a_timm_folder(timm_folder: Path, images: RenderedImages) -> None:
+    backbone = load_backbone(timm_folder, "cpu")
+    assert (backbone.class_names, backbone.num_classes) == (("a", "b", "c"), 3)
+    model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
+    batch = torch.stack([backbone.transform(images.image(i)) for i in range(5)])
+    with torch.inference_mode():
+        logits = features.compute(backbone, images, "logits", batch_size=2)
+        torch.testing.assert_close(logits, model(batch))
+        found = features.compute(backbone, images, "features")
+        torch.testing.assert_close(model.get_classifier()(found), logits)
+
+
+def test_a_weights_file_beside_its_config(timm_folder: Path) -> None:
+    whole = load_backbone(timm_folder, "cpu")
+    assert load_backbone(timm_folder / "model.safetensors", "cpu").weights_sha256 == whole.weights_sha256
+
+
+def test_transformers_folders(tmp_path: Path, images: RenderedImages) -> None:
+    torch.manual_seed(0)
+    size = {"height": 32, "width": 32}
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    ViTImageProcessor(size=size).save_pretrained(tmp_path / "resnet")
+    backbone = load_backbone(tmp_path / "resnet", "cpu")
+    assert features.compute(backbone, images, "features").shape == (5, 8)
+    assert features.compute(backbone, images, "logits").shape == (5, 3)
+
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=16,
+    )
+    model = ViTModel(config, add_pooling_layer=False).eval()
+    model.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size=size).save_pretrained(tmp_path / "vit")
+    backbone = load_backbone(tmp_path / "vit", "cpu")
+    batch = torch.stack([backbone.transform(images.image(i)) for i in range(5)])
+    with torch.inference_mode():
+        expected = model(pixel_values=batch).last_hidden_state[:, 0]
+    torch.testing.assert_close(features.compute(backbone, images, "features"), expected)
+    with pytest.raises(UserError, match="has no classification head"):
+        features.compute(backbone, images, "logits")
+
+
+def test_outputs_are_computed_once_for_each_weights_transform_and_split(
+    timm_folder: Path, images: RenderedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    compute = features.compute
+    monkeypatch.setattr(features, "compute", lambda *a, **k: computed.append(1) or compute(*a, **k))
+    backbone = load_backbone(timm_folder, "cpu")
+    first = features.cached(backbone, images, "features", tmp_path)
+    again = features.cached(load_backbone(timm_folder, "cpu"), images, "features", tmp_path)
+    assert len(computed) == 1
+    assert torch.equal(first, again)
+
+    other = tmp_path / "other"
+    shutil.copytree(timm_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 0.5
+    (other / "config.json").write_text(json.dumps(config))
+    features.cached(load_backbone(other, "cpu"), images, "features", tmp_path)  # another transform
+    features.cached(backbone, images.subset([1, 0, 2, 3, 4]), "features", tmp_path)  # another order
+    features.cached(backbone, images, "logits", tmp_path)
+    weights = safetensors.torch.load_file(other / "model.safetensors")
+    weights["stem.conv1.weight" if "stem.conv1.weight" in weights else next(iter(weights))] += 1
+    (other / "pytorch_model.bin").unlink(missing_ok=True)
+    safetensors.torch.save_file(weights, other / "model.safetensors")
+    features.cached(load_backbone(other, "cpu"), images, "features", tmp_path)  # other weights
+    assert len(computed) == 5
+
+
+def test_classes_of_imagenet_heads(timm_folder: Path) -> None:
+    import dataclasses
+
+    backbone = load_backbone(timm_folder, "cpu")
+    with pytest.raises(UserError, match="has 3 classes that are not ImageNet's"):
+        imagenet_ids(backbone)
+    named = dataclasses.replace(backbone, class_names=("n01443537", "n01440764"), num_classes=2)
+    assert imagenet_ids(named) == [1, 0]
+    assert imagenet_ids(dataclasses.replace(backbone, class_names=None, num_classes=1000)) == list(range(1000))
+    hundred = imagenet_ids(dataclasses.replace(backbone, class_names=None, num_classes=100))
+    assert len(set(hundred)) == 100
+    assert hundred == sorted(hundred)
+
+
+def test_bad_checkpoints(timm_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_backbone(tmp_path, "cpu")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="names no timm `architecture`"):
+        load_backbone(tmp_path, "cpu")
+    other = tmp_path / "other"
+    shutil.copytree(timm_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["architecture"] = "test_vit"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="are not of the architecture 'test_vit'") as caught:
+        load_backbone(other, "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_image_is_named(timm_folder: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.fromarray(np.full((8, 8, 3), 40 * i, dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    images = image_folder(tmp_path)
+    assert (images.class_names, images.labels.tolist()) == (("cat", "dog"), [0, 0, 1, 1])
+    whole = (tmp_path / "dog" / "1.png").read_bytes()
+    (tmp_path / "dog" / "1.png").write_bytes(whole[: len(whole) // 2])
+    backbone = load_backbone(timm_folder, "cpu")
+    for num_workers in (0, 2):
+        with pytest.raises(UserError, match=r"cannot read the image .*dog/1\.png") as caught:
+            features.compute(backbone, images, "features", num_workers=num_workers)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is missing"):
+        ImageFiles([tmp_path / "none.png"], [0], ["a"], tmp_path)
