@@ -197,7 +197,6 @@ def render(scenes: Scenes) -> Pictures:
     picture goes through a soft lens, so that an 8x smaller latent can hold it.
     """
     v = scenes.variation
-    batch = len(scenes)
     turned, local, size = _shape_frame(scenes)
     field = _paint(scenes.shapes, list(SHAPES.values()), torch.empty_like(local[..., 0]), local, v[:, 5:7] * 2 - 1)
     distance = field * size[:, None, None] * IMAGE_SIZE / 2  # in pixels
@@ -209,14 +208,25 @@ def render(scenes: Scenes) -> Pictures:
     fill = torch.lerp(first[:, :, None, None], second[:, :, None, None], share[:, None])
     fill = fill * (1 - 0.85 * rim[:, None])
 
+    images = _backgrounds(scenes)
+    images = _soften(torch.lerp(images, fill, masks[:, None]).clamp(0, 1))
+    return Pictures(images, masks, _boxes(masks))
+
+
+def render_backgrounds(scenes: Scenes) -> Tensor:
+    """The same scenes without their shapes: images (B, 3, 64, 64) in [0, 1]."""
+    return _soften(_backgrounds(scenes).clamp(0, 1))
+
+
+def _backgrounds(scenes: Scenes) -> Tensor:
+    v = scenes.variation
+    batch = len(scenes)
     coarse = v[:, _NUM_VARIATIONS:].view(batch, 1, _NOISE_SIZE, _NOISE_SIZE)
     noise = F.interpolate(coarse, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
     grid = _grid(v).expand(batch, -1, -1, -1)
     images = torch.empty(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=v.device)
     images = _paint(scenes.backgrounds, list(BACKGROUNDS.values()), images, grid, v[:, 12:20], noise)
-    images = images * (0.92 + 0.16 * v[:, 20, None, None, None])  # the light of the day
-    images = _soften(torch.lerp(images, fill, masks[:, None]).clamp(0, 1))
-    return Pictures(images, masks, _boxes(masks))
+    return images * (0.92 + 0.16 * v[:, 20, None, None, None])  # the light of the day
 
 
 def _soften(images: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lbgen_hf.biaslab.scenes import (
@@ -24,11 +23,11 @@ from lbgen_hf.biaslab.scenes import (
     CLASSES,
     NOVEL_CLASSES,
     PLACE_NAMES,
-    SHAPE_NAMES,
     TEXTURE_NAMES,
     Scenes,
     own_attributes,
     render,
+    render_backgrounds,
     sample_scenes,
 )
 from lbgen_hf.evaluation.images import RenderedImages
@@ -138,9 +137,9 @@ def backgrounds(images_per_partition: int = 480, seed: int = SEED + 3) -> Backgr
     original, masks = _render_all(scenes)
     parts = {
         "original": original,
-        "mixed_same": _paste(original, masks, background_images(others)),
-        "mixed_rand": _paste(original, masks, background_images(strangers)),
-        "recomposed": _paste(original, masks, background_images(scenes)),
+        "mixed_same": _paste(original, masks, _backgrounds(others)),
+        "mixed_rand": _paste(original, masks, _backgrounds(strangers)),
+        "recomposed": _paste(original, masks, _backgrounds(scenes)),
     }
     images = RenderedImages(
         torch.cat(list(parts.values())), labels.repeat(len(parts)).numpy(), CLASSES, "biaslab backgrounds"
@@ -161,54 +160,6 @@ def novel_classes(
         scenes = sample_scenes(n, seed=seed + 1_000_000 * offset, labels=labels, classes=NOVEL_CLASSES)
         splits[split] = _rendered(scenes, f"biaslab novel classes ({split})", NOVEL_CLASSES)
     return TransferDataset("biaslab-novel", **splits)
-
-
-def background_images(scenes: Scenes) -> Tensor:
-    """The backgrounds of scenes without their shapes, (B, 3, H, W).
-
-    A background does not depend on the shape before it, so pixels that one shape hides are taken from renders of the
-    same scene with other shapes at other places.
-    """
-    images: Tensor | None = None
-    hidden = torch.ones(len(scenes), 1, 1, 1, dtype=torch.bool)
-    for shape, place in _complementary_shapes(scenes[:1]):
-        left = hidden.flatten(1).any(1).nonzero()[:, 0]
-        if not len(left):
-            break
-        rendered, masks = _render_all(_with_shape(scenes[left], shape, place))
-        covered = _covered(masks)
-        if images is None:
-            images, hidden = rendered, covered
-        else:
-            images[left] = torch.where(hidden[left] & ~covered, rendered, images[left])
-            hidden[left] &= covered
-    if hidden.any():
-        raise AssertionError(f"every shape hides the same pixels of {int(hidden.flatten(1).any(1).sum())} scenes")
-    return images
-
-
-def _complementary_shapes(scene: Scenes) -> list[tuple[int, int]]:
-    """All (shape, place), those first that uncover the most of what the ones before them hide in this scene."""
-    left = [(shape, place) for shape in range(len(SHAPE_NAMES)) for place in range(len(PLACE_NAMES))]
-    scenes = scene[torch.zeros(len(left), dtype=torch.long)]
-    shapes, places = torch.tensor(left).T
-    covered = _covered(_render_all(scenes.replace(shapes=shapes, places=places))[1])
-    ordered, hidden = [], torch.ones_like(covered[0])
-    while left:
-        best = int((hidden & covered).flatten(1).sum(1).argmin())
-        hidden = hidden & covered[best]
-        ordered.append(left.pop(best))
-        covered = torch.cat([covered[:best], covered[best + 1 :]])
-    return ordered
-
-
-def _with_shape(scenes: Scenes, shape: int, place: int) -> Scenes:
-    return scenes.replace(shapes=torch.full_like(scenes.shapes, shape), places=torch.full_like(scenes.places, place))
-
-
-def _covered(masks: Tensor) -> Tensor:
-    """Where a shape shows, (B, 1, H, W): the soft lens carries it a pixel further than its mask."""
-    return F.max_pool2d(masks[:, None], 5, 1, 2) > 0
 
 
 def _paste(images: Tensor, masks: Tensor, onto: Tensor) -> Tensor:
@@ -233,6 +184,10 @@ def _render_all(scenes: Scenes) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) and masks (B, H, W), rendered in batches."""
     parts = [render(scenes[start : start + _BATCH]) for start in range(0, len(scenes), _BATCH)]
     return torch.cat([part.images for part in parts]), torch.cat([part.masks for part in parts])
+
+
+def _backgrounds(scenes: Scenes) -> Tensor:
+    return torch.cat([render_backgrounds(scenes[i : i + _BATCH]) for i in range(0, len(scenes), _BATCH)])
 
 
 def _rendered(scenes: Scenes, source: str, classes: Sequence[str] = CLASSES) -> RenderedImages:

@@ -14,6 +14,7 @@ from lbgen_hf.biaslab.scenes import (
     TEXTURE_NAMES,
     own_attributes,
     render,
+    render_backgrounds,
     sample_scenes,
     shapes_of,
 )
@@ -149,3 +150,13 @@ def test_captions_stay_within_the_vocabulary():
 def test_training_and_novel_shapes_are_apart():
     assert len(TRAINING_SHAPES) == 17
     assert len(NOVEL_SHAPES) == 8
+
+
+def test_backgrounds_are_the_scenes_without_their_shapes() -> None:
+    scenes = sample_scenes(12, seed=5)
+    rendered = render(scenes)
+    backgrounds = render_backgrounds(scenes)
+    outside = torch.nn.functional.max_pool2d(rendered.masks[:, None], 5, 1, 2) == 0
+    assert torch.equal(*(images[outside.expand_as(images)] for images in (backgrounds, rendered.images)))
+    others = scenes.replace(shapes=scenes.shapes.flip(0), places=scenes.places.flip(0))
+    assert torch.equal(render_backgrounds(others), backgrounds)

@@ -73,16 +73,6 @@ def test_contexts_have_k_uncommon_attributes(sampled: list) -> None:
     assert in_p1.tolist() == pytest.approx([1 / 3] * 3, abs=0.12)  # no attribute is favoured
 
 
-def test_background_images_are_those_of_the_scenes_without_their_shapes() -> None:
-    scenes = sample_scenes(12, seed=5)
-    rendered = render(scenes)
-    found = biaslab.background_images(scenes)
-    outside = torch.nn.functional.max_pool2d(rendered.masks[:, None], 5, 1, 2) == 0
-    assert torch.equal(found[outside.expand_as(found)], rendered.images[outside.expand_as(found)])
-    other_shapes = scenes.replace(shapes=scenes.shapes.flip(0), places=scenes.places.flip(0))
-    assert torch.equal(biaslab.background_images(other_shapes), found)
-
-
 def test_mixed_backgrounds() -> None:
     twin = biaslab.backgrounds(32)
     assert Counter(twin.partitions) == dict.fromkeys(("original", "mixed_same", "mixed_rand", "recomposed"), 32)
