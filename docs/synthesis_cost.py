@@ -1,9 +1,9 @@
-"""What 1.3 million pictures cost, by preset: writes the tables of synthesis.md.
+"""What 1.3 million images cost, by preset: writes the tables of synthesis.md.
 
     python docs/synthesis_cost.py
 
 FLOPs are counted by torch on the meta device, at the size of Stable Diffusion 1.5, 512x512; no weights are needed.
-Hours follow from the paper's own rate, 0.87 pictures/s on an A100 with the `paper` preset (52 h on 8 of them), and, for
+Hours follow from the paper's own rate, 0.87 images/s on an A100 with the `paper` preset (52 h on 8 of them), and, for
 other GPUs, from the same share of their published peak.
 """
 
@@ -51,7 +51,7 @@ class CallRecorder(CachedUNet):
 
 
 def calls_of(preset: dict) -> Counter[tuple[int, bool]]:
-    """How often one picture calls the UNet, by batch (2 is guided) and whether the deep half runs."""
+    """How often one image calls the UNet, by batch (2 is guided) and whether the deep half runs."""
     recorder = CallRecorder(preset.get("cache_interval", 1))
     config = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
     scheduler = build_scheduler(preset["scheduler"], config)
@@ -78,7 +78,7 @@ def count_call_tflops() -> dict[tuple[int, bool], float]:
 
 
 def count_decoder_tflops() -> float:
-    """Of one 512x512 picture."""
+    """Of one 512x512 image."""
     with torch.device("meta"):
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
@@ -109,14 +109,14 @@ def main() -> None:
         for name, cost in tflops.items()
     }
     presets = markdown_table(
-        ["preset", "TFLOP a picture", "by counted FLOPs", *(f"{gpu}, h" for gpu in PEAK_TFLOPS)],
+        ["preset", "TFLOP an image", "by counted FLOPs", *(f"{gpu}, h" for gpu in PEAK_TFLOPS)],
         [
             [name, f"{cost:.1f}", f"{tflops['paper'] / cost:.2f}x", *(_hours(*item) for item in hours[name].items())]
             for name, cost in tflops.items()
         ],
     )
     disk = markdown_table(
-        ["stored as", "kB a picture, an estimate", "disk"],
+        ["stored as", "kB an image, an estimate", "disk"],
         [[name, str(size), f"{NUM_IMAGES * size / 1e6:,.0f} GB"] for name, size in KILOBYTES.items()],
     )
     rates = ", ".join(f"{gpu} ${rate}" for gpu, rate in DOLLARS_AN_HOUR.items())

@@ -1,16 +1,31 @@
-"""Markdown tables of what was measured, and the places in a page where a script writes them."""
+"""Raw results, and the Markdown tables made of them."""
 
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
 
 
-def read_benchmark(name: str) -> dict:
-    """What a script of tests/benchmarks wrote."""
-    return json.loads((BENCHMARKS / f"{name}.json").read_text())
+def read_results(name: str) -> dict:
+    """What a script measured and wrote into tests/benchmarks/results."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def read_bias(path: Path) -> tuple[dict[str, str], dict[str, dict[str, dict]]]:
+    """What training/measure_bias.py or measure_curve.py wrote: its options, and per LoRA its rows by metric."""
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    tables = {lora: {row["name"]: row for row in rows} for lora, rows in measured["tables"].items()}
+    return measured["options"], tables
+
+
+def describe_sampling(options: dict[str, str]) -> str:
+    """How the images of a measurement were sampled."""
+    return (
+        f"{options['images_per_class']} images of each class, {options['num_inference_steps']} steps,"
+        f" guidance {options['guidance_scale']}, the same noise for all; 95 % intervals."
+    )
 
 
 def format_ratio(timed: dict) -> str:
@@ -25,10 +40,20 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def fill_in(page: Path, texts: dict[str, str]) -> None:
-    """Put each text between its marks, `<!-- name -->` and `<!-- /name -->`."""
-    content = page.read_text()
+def filled(page: str, texts: dict[str, str]) -> str:
+    """The page with each text between its marks, `<!-- name -->` and `<!-- /name -->`.
+
+    Raises:
+        ValueError: the page lacks a mark.
+    """
     for name, text in texts.items():
         between = re.compile(rf"(<!-- {name} -->).*?(<!-- /{name} -->)", re.DOTALL)
-        content = between.sub(lambda marks, text=text: f"{marks[1]}\n{text}\n{marks[2]}", content)
-    page.write_text(content)
+        page, count = between.subn(lambda marks, text=text: f"{marks[1]}\n{text}\n{marks[2]}", page)
+        if count != 1:
+            raise ValueError(f"{count} places for {name}, where one is needed")
+    return page
+
+
+def fill_in(page: Path, texts: dict[str, str]) -> None:
+    """Write the texts between their marks in a page."""
+    page.write_text(filled(page.read_text(encoding="utf-8"), texts), encoding="utf-8")

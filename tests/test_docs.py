@@ -15,16 +15,18 @@ from lbgen_hf.cli import app, main
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("model_cards/*.md"), ROOT / "demo/README.md"])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model_cards/*.md"), ROOT / "demo/README.md"]
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(page: Path) -> Iterator[list[str]]:
     """Each command of the page's bash blocks and of its `lbgen ...` spans, as words."""
-    spans = re.findall(r"`((?:lbgen|accelerate launch|python) [^`]*)`", page.read_text())
+    spans = re.findall(r"`((?:lbgen|accelerate launch|python) [^`]*)`", page.read_text(encoding="utf-8"))
     for text in [*blocks(page, "bash"), *spans]:
         for line in re.sub(r"\\\n", " ", text).replace("...", "").splitlines():
             for part in line.split("&&"):
@@ -42,7 +44,7 @@ def script_options(script: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_relative_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:|#", target):
             assert (page.parent / target.partition("#")[0]).exists(), target
@@ -106,3 +108,23 @@ def test_quickstart_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     again, first = (np.asarray(names[name].images[0], dtype=int) for name in ("again", "output"))
     assert np.abs(again - first).max() <= 1  # another batch size rounds otherwise
     assert names["low_bias"].seeds == names["output"].seeds
+
+
+def test_tables_are_the_raw_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python docs/update_tables.py` has been run since the last measurement."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from tables import filled
+    from update_tables import PAGES
+
+    for name, tables in PAGES.items():
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert page == filled(page, tables()), name
+
+
+def test_a_page_without_a_place_for_its_table_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from tables import filled
+
+    assert filled("a <!-- x -->old<!-- /x --> b", {"x": "new"}) == "a <!-- x -->\nnew\n<!-- /x --> b"
+    with pytest.raises(ValueError, match="0 places for y"):
+        filled("a <!-- x --><!-- /x -->", {"y": "new"})

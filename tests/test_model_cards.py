@@ -87,10 +87,3 @@ def test_usage_of_lbgen_tiny_runs() -> None:
         exec(block, names)
     assert names["low_bias"].class_names == ["star", "star", "fish", "fish"]
     assert names["low_bias"].seeds == names["output"].seeds
-
-
-def test_the_bias_in_lbgen_tinys_card_is_what_was_measured() -> None:
-    sys.path.insert(0, str(CARDS))
-    from fill_in import CARD, filled
-
-    assert CARD.read_text() == filled(CARD.read_text())

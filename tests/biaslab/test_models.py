@@ -106,7 +106,7 @@ def test_plain_stable_diffusion_draws_classes_in_their_own_context(judge):
 
 
 def test_figures_of_the_training_scripts_reach_their_targets():
-    figures = json.loads((Path(__file__).parents[2] / "training" / "biaslab" / "figures.json").read_text())
+    figures = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "biaslab_models.json").read_text())
     assert min(figures["judge"][name] for name in ATTRIBUTES) >= 0.97
     assert figures["autoencoder"]["psnr_db"] >= 24
     assert min(figures["clip"]["class"], figures["clip"]["background"]) >= 0.97

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lbgen_hf.biaslab.scenes import IMAGE_SIZE, Scenes, render, sample_scenes
 from lbgen_hf.fine_tuning.checkpoints import load_optimizer_state, optimizer_state
 
-FIGURES = Path(__file__).parent / "figures.json"
+RESULTS = Path(__file__).parents[2] / "tests" / "benchmarks" / "results" / "biaslab_models.json"
 
 
 def make_parser(description: str, *, max_train_steps: int, train_batch_size: int) -> argparse.ArgumentParser:
@@ -35,9 +35,9 @@ def make_parser(description: str, *, max_train_steps: int, train_batch_size: int
 
 
 def log_figures(name: str, **figures: float | str) -> None:
-    """Write what was measured of one model into figures.json, which the docs quote."""
+    """Write what was measured of one model into the raw results, which the docs quote."""
     rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
-    edit_json(FIGURES, lambda known: known | {name: rounded})
+    edit_json(RESULTS, lambda known: known | {name: rounded})
     print(name, rounded)
 
 

@@ -1,20 +1,15 @@
-"""Write what tests/benchmarks/training.py measured into sd15.md.
+"""The tables of sd15.md, measured by
 
 python tests/benchmarks/training.py
 python tests/benchmarks/training.py --sd15
-python docs/training_measured.py
 """
 
-from pathlib import Path
-
-from tables import fill_in, format_ratio, markdown_table, read_benchmark
-
-PAGE = Path(__file__).with_name("sd15.md")
+from tables import format_ratio, markdown_table, read_results
 
 
 def steps_table() -> str:
     """Time and memory of a step, against the plain one."""
-    measured = read_benchmark("training")
+    measured = read_results("training")
     rows = [[name, format_ratio(step), f"{step['saved_mebibytes']:,.0f}"] for name, step in measured["steps"].items()]
     header = ["step", "steps in equal time (quartiles)", "kept for the backward pass, MiB"]
     return f"{measured['settings']}\n\n{markdown_table(header, rows)}"
@@ -22,12 +17,12 @@ def steps_table() -> str:
 
 def parts_table() -> str:
     """Where the time of a full-size step goes."""
-    measured = read_benchmark("training_sd15")
+    measured = read_results("training_sd15")
     shares = measured["share"]
     rows = [[part, f"{seconds:,.0f}", f"{shares[part]:.0%}"] for part, seconds in measured["seconds"].items()]
     in_all = f"{measured['seconds_in_all']:,.0f} s in all; {measured['peak_gibibytes']:.1f} GiB at the peak."
     return f"{measured['settings']}\n\n{markdown_table(['part', 'seconds', 'share'], rows)}\n\n{in_all}"
 
 
-if __name__ == "__main__":
-    fill_in(PAGE, {"steps": steps_table(), "parts": parts_table()})
+def tables() -> dict[str, str]:
+    return {"steps": steps_table(), "parts": parts_table()}

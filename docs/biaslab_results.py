@@ -1,0 +1,67 @@
+"""The tables of biaslab.md, measured by
+
+python training/measure_bias.py --lora seed-0 seed-1 seed-2 --num_inference_steps 25 \
+    --output tests/benchmarks/results/lora_seeds.json
+python training/measure_curve.py seed-1 --output tests/benchmarks/results/lora_curve.json
+python tests/benchmarks/training_levers.py --minutes 2.5 --images_per_class 25
+"""
+
+from tables import RESULTS, describe_sampling, markdown_table, read_bias, read_results
+
+from lbgen_hf.biaslab.measure import format_interval, format_percent
+
+CURVE = ("mi_background", "mi_texture", "mi_place", "class_accuracy", "quality", "distance_within_class")
+LEVERS = ("mi_background", "mi_place", "class_accuracy", "quality", "distance_within_class")
+
+
+def seeds_table() -> str:
+    """One column a seed of the fine-tuning: its change against the base model."""
+    options, measured = read_bias(RESULTS / "lora_seeds.json")
+    base = measured.pop("base")
+    rows = [
+        [
+            name.replace("_", " "),
+            format_interval(row["base"]),
+            *(format_percent(table[name]["relative"]) for table in measured.values()),
+        ]
+        for name, row in base.items()
+    ]
+    header = ["metric", "base", *(f"seed {i}" for i in range(len(measured)))]
+    return f"{describe_sampling(options)}\n\n{markdown_table(header, rows)}"
+
+
+def curve_table() -> str:
+    """One row for every step whose validation images were judged."""
+    options, measured = read_bias(RESULTS / "lora_curve.json")
+    rows = [
+        [str(int(name.removeprefix("step-"))), *(format_interval(table[metric]["tuned"]) for metric in CURVE)]
+        for name, table in measured.items()
+    ]
+    how = (
+        f"{options['images_per_class']} validation images of each class, the same noise at every step; 95 % intervals."
+    )
+    return f"{how}\n\n{markdown_table(['step', *CURVE], rows)}"
+
+
+def levers_table() -> str:
+    """One row a variant of the training: steps in equal time, and what they changed."""
+    measured = read_results("training_levers")
+    rows = [
+        [
+            name,
+            f"{variant['seconds_a_step']:.2f}",
+            str(variant["steps"]),
+            *(format_percent(variant["relative"][metric]) for metric in LEVERS),
+        ]
+        for name, variant in measured["variants"].items()
+    ]
+    settings = measured["settings"]
+    how = (
+        f"{settings['minutes']} minutes of training each; {settings['images_per_class']} images of each class,"
+        f" {settings['num_inference_steps']} steps; changes against the base model, 95 % intervals."
+    )
+    return f"{how}\n\n{markdown_table(['training', 's a step', 'steps', *LEVERS], rows)}"
+
+
+def tables() -> dict[str, str]:
+    return {"seeds": seeds_table(), "curve": curve_table(), "levers": levers_table()}

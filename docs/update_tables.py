@@ -1,0 +1,34 @@
+"""Write all raw results into the tables of the README, the docs and lbgen-tiny's card.
+
+    python docs/update_tables.py
+
+Each module that is imported here names the commands that measured. tests/test_docs.py fails while a page differs from
+the results. The cost of a dataset is computed, not measured: docs/synthesis_cost.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import biaslab_results
+import lbgen_tiny_results
+import synthesis_results
+import training_results
+from tables import fill_in
+
+ROOT = Path(__file__).parents[1]
+PAGES: dict[str, Callable[[], dict[str, str]]] = {
+    "README.md": lbgen_tiny_results.readme_tables,
+    "docs/biaslab.md": biaslab_results.tables,
+    "docs/sd15.md": training_results.tables,
+    "docs/synthesis.md": synthesis_results.tables,
+    "model_cards/lbgen-tiny.md": lbgen_tiny_results.card_tables,
+}
+
+
+def main() -> None:
+    for page, tables in PAGES.items():
+        fill_in(ROOT / page, tables())
+
+
+if __name__ == "__main__":
+    main()
