@@ -1,10 +1,14 @@
 """Where numbers are checked for finiteness and range, before any work: for Python, `lbgen` and the scripts alike."""
 
 import math
+import numbers
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lbgen_hf.errors import UserError
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_number(
@@ -32,7 +36,7 @@ def check_number(
     if value is None:
         return
     kind = "an integer" if integer else "a finite number"
-    is_number = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, numbers.Integral if integer else numbers.Real) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         raise UserError(f"{name} must be {kind}, got {value!r}")
     bounds = [
@@ -52,5 +56,21 @@ def check_finite(name: str, values: Tensor) -> None:
     Raises:
         UserError: it does; `name` says whose values they are and, where known, what to do.
     """
-    if not values.isfinite().all():
+    if not _all_finite(values):
         raise UserError(f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are not finite")
+
+
+def check_finite_weights(name: str, module: nn.Module) -> None:
+    """Refuse a model with weights that are not finite; quantised ones and those not loaded yet are not looked at.
+
+    Raises:
+        UserError: it has; the file is damaged, or its training diverged.
+    """
+    for key, weight in module.named_parameters():
+        if weight.dtype in _FLOATS and not weight.is_meta and not _all_finite(weight):
+            raise UserError(f"{name} has weights that are not finite ({key}): use another file or checkpoint")
+
+
+def _all_finite(values: Tensor) -> bool:
+    """In one pass and without a copy: a NaN or an infinity shows in the least or the greatest value."""
+    return not values.numel() or all(math.isfinite(bound) for bound in values.detach().aminmax())

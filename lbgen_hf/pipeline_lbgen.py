@@ -8,30 +8,56 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import json
 import logging
-import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput
+from diffusers.pipelines import auto_pipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from huggingface_hub import hf_hub_download, metadata_load
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 try:
+    from lbgen_hf.checks import check_finite_weights, check_number
     from lbgen_hf.errors import UserError
-except ImportError:
-    UserError = ValueError
+    from lbgen_hf.hub import first_line, loading
+except ImportError:  # alone on the Hub: errors are plain, and numbers are checked by diffusers
+    UserError, first_line = ValueError, str
+
+    def check_number(*_: Any, **__: Any) -> None: ...
+
+    def check_finite_weights(*_: Any) -> None: ...
+
+    def loading(*_: Any) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+
+logger = logging.getLogger(__name__)
 
 LBGEN_TINY = "lbgen-tiny"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PIPELINE_FILE = "model_index.json"
+MAX_SIDE = 8192
+MAX_IMAGES = 10_000  # of one call, which holds them all in memory
 # What a LoRA repo and its base, or two downloads of one repo, share.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+
+# How the class list is called in a saved config.
+_PRIVATE = {"class_labels": "_class_labels", "class_wnids": "_class_wnids"}
+
+Label = str | int
+Labels = Label | Sequence[Label] | np.ndarray | torch.Tensor
+"""A class name, id or wnid, or many of them."""
 
 
 def image_seed(base_seed: int, class_id: int | str, index: int) -> int:
@@ -55,8 +81,8 @@ class LbGenPipelineOutput(StableDiffusionPipelineOutput):
         nsfw_content_detected: the safety checker's verdicts, None without one.
         class_ids: None when the call had a prompt and no labels.
         class_names: likewise.
-        seeds: `torch.Generator().manual_seed(seed)` draws the image again. None where one seed does not tell an image's
-            noise: several images from one generator, or `latents` given.
+        seeds: `torch.Generator().manual_seed(seed)` gives the image's noise again. None where one seed does not tell
+            it: several images from one generator, or `latents` given.
     """
 
     class_ids: list[int] | None = None
@@ -64,14 +90,24 @@ class LbGenPipelineOutput(StableDiffusionPipelineOutput):
     seeds: list[int] | None = None
 
 
+def guided_steps(num_steps: int, start: float, stop: float) -> range:
+    """The indices of the sampling steps that guidance acts on.
+
+    Args:
+        num_steps: how often the UNet is called; PNDM and schedulers of second order do so more often than asked.
+        start, stop: fractions of these steps, 0 <= start <= stop <= 1; the first step is nearly pure noise.
+    """
+    return range(round(start * num_steps), round(stop * num_steps))
+
+
 class LbGenPipeline(StableDiffusionPipeline):
-    """Stable Diffusion that draws classes: `pipe("goldfish")`, `pipe([1, "n01443537"], images_per_class=4, seed=0)`.
+    """Stable Diffusion that generates classes: `pipe("goldfish")`, `pipe([1, "n01443537"], images_per_class=4)`.
 
     Everything else is `StableDiffusionPipeline`'s: schedulers, LoRA, offloading, callbacks, IP-Adapters, single files.
 
     Args:
-        class_labels: the names of the classes, in the order of their ids; the name is the prompt. Default:
-            imagenet-1k's. Part of the saved config.
+        class_labels: the names of the classes, in the order of their ids; the name is the prompt. Part of the saved
+            config. Without a class list any name is its own prompt, and there are no ids.
         class_wnids: the WordNet id of each class, or None for all or some of them.
         vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
         requires_safety_checker: as in `StableDiffusionPipeline`.
@@ -96,13 +132,14 @@ class LbGenPipeline(StableDiffusionPipeline):
     ) -> None:
         parts = vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder
         super().__init__(*parts, requires_safety_checker=requires_safety_checker)
-        if class_labels is None:
-            class_labels, class_wnids = _default_classes()
-        class_labels, class_wnids = _in_order(class_labels), _in_order(class_wnids)
-        if class_labels is not None:
-            _check_classes(class_labels, class_wnids)
+        self._set_classes(_in_order(class_labels), _in_order(class_wnids))
+
+    def _set_classes(self, labels: list[str] | None, wnids: list[str | None] | None) -> None:
+        if labels is not None:
+            _check_classes(labels, wnids)
+            warn_of_same_tokens(self.tokenizer, labels)
         # As dicts, id to value: diffusers takes a list in the config of a Hub repo for a component to download.
-        self.register_to_config(class_labels=_by_id(class_labels), class_wnids=_by_id(class_wnids))
+        self.register_to_config(class_labels=_by_id(labels), class_wnids=_by_id(wnids))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "LbGenPipeline":
@@ -112,48 +149,101 @@ class LbGenPipeline(StableDiffusionPipeline):
             pretrained_model_name_or_path: "lbgen-tiny", the model shipped with lbgen_hf; a folder or Hub id of a
                 Stable Diffusion pipeline; or of a LoRA (`pytorch_lora_weights.safetensors` and no `model_index.json`),
                 whose base is read from `base_model` in its README's front matter, loaded, and adapted.
-            **kwargs: as in diffusers; `dtype` is float32 by default, `class_labels` and `class_wnids` replace the
-                saved class list, and `revision` is the given repo's, not the base's.
+            **kwargs: as in diffusers. `dtype` is float32 by default. `class_labels` and `class_wnids` replace the
+                saved class list; a model that has none gets imagenet-1k, the paper's. `revision` is the given repo's;
+                with a LoRA, `variant` and everything else are its base's. Weights are always safetensors.
 
         Raises:
-            UserError: there is no such model, its LoRA names no base, or does not fit it.
+            UserError: there is no such model, its weights are not finite or not in safetensors, or it is a LoRA that
+                names no base or does not fit it.
         """
         source = str(pretrained_model_name_or_path)
         if source == LBGEN_TINY:
-            source, class_labels = _shipped_pipeline()
-            kwargs.setdefault("class_labels", class_labels)
+            source = _shipped_pipeline()
+        _require_safetensors(kwargs)
         if "class_labels" in kwargs:
             kwargs.setdefault("class_wnids", None)  # not those of the saved list
         if "torch_dtype" not in kwargs:  # left open, transformers takes the stored dtype and diffusers float32
             kwargs.setdefault("dtype", torch.float32)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-        with _explain_missing(source):
-            if not _is_lora(source, revision=kwargs.get("revision"), **hub):
-                return super().from_pretrained(source, **kwargs)
-            revision = kwargs.pop("revision", None)
+        with loading(source, "model", [LBGEN_TINY]):
+            revision = kwargs.get("revision")
+            if _find(source, PIPELINE_FILE, revision=revision, **hub):
+                return cls._load(source, **kwargs)
+            if not _find(source, LORA_FILE, revision=revision, **hub):
+                raise FileNotFoundError(f"there is neither {PIPELINE_FILE} nor {LORA_FILE}")
+            kwargs.pop("revision", None)
             base = _base_model(source, revision=revision, **hub)
         pipe = cls.from_pretrained(base, **kwargs)
         pipe.load_lora_weights(source, weight_name=LORA_FILE, revision=revision, **hub)
         return pipe
 
+    @classmethod
+    def _load(cls, source: str, **kwargs) -> "LbGenPipeline":
+        try:
+            pipe = super().from_pretrained(source, **kwargs)
+        except ValueError as error:  # such as a variant that the model does not have
+            raise UserError(f"cannot load the model {source!r}: {first_line(error)}") from error
+        if pipe.unet is not None:
+            check_finite_weights(f"the UNet of {source!r}", pipe.unet)
+        if pipe.class_labels is None:
+            pipe._set_classes(*_default_classes())
+        return pipe
+
     def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, **kwargs) -> None:
-        """As in diffusers; a LoRA that is missing or made for another model is a `UserError`."""
+        """As in diffusers, from safetensors alone.
+
+        Raises:
+            UserError: the LoRA is missing, was made for another model, has weights that are not finite, or its adapter
+                name is taken.
+        """
         source = pretrained_model_name_or_path_or_dict
         name = "given" if isinstance(source, dict) else f"{str(source)!r}"
-        adapters = self.get_list_adapters()
-        with _explain_missing(source), _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_base"):
+        before = self._adapter_names()
+        if adapter_name in before and not kwargs.get("hotswap"):
+            raise UserError(
+                f"the adapter name {adapter_name!r} is taken: give another adapter_name, or first delete_adapters"
+                f"({adapter_name!r})"
+            )
+        _require_safetensors(kwargs)
+        explained = contextlib.nullcontext() if isinstance(source, dict) else loading(source, "LoRA")
+        with explained, _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_base"):
             try:
                 super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
             except (RuntimeError, KeyError, ValueError) as error:
                 if isinstance(error, HFValidationError):
                     raise
-                raise UserError(f"the LoRA {name} does not fit this model: {_first_line(error)}") from error
-        if self.get_list_adapters() == adapters and not kwargs.get("hotswap"):
+                raise UserError(f"the LoRA {name} does not fit this model: {first_line(error)}") from error
+        added = self._adapter_names() - before
+        if not added and not kwargs.get("hotswap"):
             raise UserError(f"the LoRA {name} does not fit this model: it has nothing for its UNet or text encoder")
+        try:
+            check_finite_weights(f"the LoRA {name}", self.unet)
+        except UserError:
+            self.delete_adapters(list(added))
+            raise
+
+    def _adapter_names(self) -> set[str]:
+        return {name for names in self.get_list_adapters().values() for name in names}
+
+    def to_json_string(self) -> str:
+        """The config as it is saved: of a `StableDiffusionPipeline`, so that every loader of diffusers takes it.
+
+        The class list is a private entry of it, which plain diffusers skips without a word.
+        """
+        config = json.loads(super().to_json_string())
+        config = {_PRIVATE.get(name, name): value for name, value in config.items()}
+        return json.dumps(config | {"_class_name": "StableDiffusionPipeline"}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs) -> tuple[dict, dict, dict]:
+        """As in diffusers, with the class list that `to_json_string` saved."""
+        public = {private: name for name, private in _PRIVATE.items()}
+        return super().extract_init_dict({public.get(name, name): v for name, v in config_dict.items()}, **kwargs)
 
     @property
     def class_labels(self) -> list[str] | None:
-        """The names of the classes, in the order of their ids."""
+        """The names of the classes, in the order of their ids; None without a class list."""
         return _in_order(self.config.class_labels)
 
     @property
@@ -161,8 +251,8 @@ class LbGenPipeline(StableDiffusionPipeline):
         """The WordNet ids of the classes, in the order of their ids; None where there are none."""
         return _in_order(self.config.class_wnids)
 
-    def get_label_ids(self, class_labels: str | int | Sequence[str | int]) -> list[int]:
-        """Class ids of names, wnids or ids.
+    def get_label_ids(self, class_labels: Labels) -> list[int]:
+        """Class ids of names, wnids or ids, given as in `__call__`.
 
         Raises:
             UserError: there is no such class (the nearest names are given), no label at all, or no class list.
@@ -182,83 +272,143 @@ class LbGenPipeline(StableDiffusionPipeline):
             close = difflib.get_close_matches(label, names, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see class_labels for the names"
             raise UserError(f"unknown class {label!r}: {hint} (prompt= takes free text)")
-        class_id = operator.index(label)
-        if not 0 <= class_id < len(names):
-            raise UserError(f"class id {class_id} is not in 0..{len(names) - 1}")
-        return class_id
+        if not 0 <= label < len(names):
+            raise UserError(f"class id {label} is not in 0..{len(names) - 1}")
+        return label
 
     def prepare_latents(
         self, batch_size, num_channels_latents, height, width, dtype, device, generator, latents=None
     ) -> torch.Tensor:
-        """Noise is drawn in float32 whatever the model's dtype, so that a seed means one picture."""
+        """Noise is sampled in float32 whatever the model's dtype, so that a seed means one image."""
         latents = super().prepare_latents(
             batch_size, num_channels_latents, height, width, torch.float32, device, generator, latents
         )
         return latents.to(dtype)
 
+    @property
+    def guidance_scale(self) -> float:
+        """The scale of the present step; it is 1, which leaves the prompt's prediction alone, where guidance is off."""
+        if self._guidance_window == (0.0, 1.0) or self._step in guided_steps(
+            self.num_timesteps, *self._guidance_window
+        ):
+            return self._guidance_scale
+        return 1.0
+
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: str | int | Sequence[str | int] | None = None,
+        class_labels: Labels | None = None,
         *,
         prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        images_per_class: int = 1,
-        num_images_per_prompt: int | None = None,
+        images_per_class: int | None = None,
         seed: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 2.0,
+        guidance_start: float = 0.0,
+        guidance_stop: float = 1.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 2.0,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        ip_adapter_image: PipelineImageInput | None = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
+        output_type: str | None = "pil",
         return_dict: bool = True,
-        **kwargs,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
     ) -> LbGenPipelineOutput | tuple:
-        """Draw images of classes.
+        """Generate images of classes.
 
         The noise of an image depends on its seed alone, which depends on `seed`, its class and its place among the
         images of that class in this call: not on the batch. The images come class by class.
 
         Args:
-            class_labels: names, ids and wnids of classes, one or a list of them.
-            prompt: the text to draw, instead of the class names: one for each label; or, without labels, anything.
-            prompt_embeds: (B, tokens, width), likewise instead of the class names.
-            images_per_class: how many images of each label, or of each prompt.
-            num_images_per_prompt: diffusers' name for it.
-            seed: the base seed of the run; default: a random one, drawn from torch's global generator.
-            generator: one for all images, or a list with one an image, instead of `seed`.
-            latents: (B, channels, height, width) noise to start from.
+            class_labels: a class name, id or wnid, or a list, array or tensor of them.
+            prompt: the text to generate, instead of the class names: one for each label; or, without labels, anything.
+            images_per_class: how many images of each label, or of each prompt; default: `num_images_per_prompt`.
+            seed: the base seed of the run; default: a random one, from torch's global generator.
+            height, width: of the images, in pixels, multiples of 8; default: what the model was trained for.
             num_inference_steps: the paper's 50.
-            guidance_scale: the paper's 2.0.
+            timesteps, sigmas: a schedule of one's own, for schedulers that take one, instead of `num_inference_steps`.
+            guidance_scale: of classifier-free guidance, the paper's 2.0; there is none at 1 and below.
+            guidance_start, guidance_stop: guidance acts between these fractions of the sampling steps (see
+                `guided_steps`). The time of a step is the same without it; `lbgen generate` saves the time too.
+            negative_prompt: what guidance leads away from: one text for all labels, or one for each.
+            num_images_per_prompt: diffusers' name for `images_per_class`.
+            eta: of DDIM, in [0, 1]; other schedulers ignore it.
+            generator: one for all images, or a list with one an image, instead of `seed`.
+            latents: (B, channels, height / 8, width / 8) standard normal noise to start from, B images in all.
+            prompt_embeds: (labels, tokens, width), instead of the class names or `prompt`.
+            negative_prompt_embeds: (labels, tokens, width), instead of `negative_prompt`.
+            ip_adapter_image: the image prompt of a loaded IP-Adapter.
+            ip_adapter_image_embeds: its embeddings instead, a tensor for each IP-Adapter; with guidance, the negative
+                ones come first.
+            output_type: "pil", "np", "pt" or "latent"; see `LbGenPipelineOutput`.
             return_dict: False for a tuple of the output's fields.
-            **kwargs: `StableDiffusionPipeline`'s other arguments: `negative_prompt`, `height`, `output_type`,
-                `cross_attention_kwargs`, `callback_on_step_end`, `ip_adapter_image`...
+            cross_attention_kwargs: for the attention processors; `{"scale": s}` weights the LoRA.
+            guidance_rescale: against overexposure by guidance (arXiv 2305.08891); 0 leaves images as they are.
+            clip_skip: how many of the text encoder's last layers are skipped.
+            callback_on_step_end: called after each step as `callback(pipe, step, timestep, tensors)`; what it returns
+                replaces these tensors.
+            callback_on_step_end_tensor_inputs: the names of the tensors that it is given.
 
         Raises:
-            UserError: an unknown class, no class at all, `images_per_class` < 1, or arguments that contradict.
+            UserError: an unknown class or no class at all, numbers that are not finite or out of range, or arguments
+                that contradict each other.
 
         Example:
             >>> pipe = LbGenPipeline.from_pretrained("lbgen-tiny")
-            >>> output = pipe(["star", "moon"], images_per_class=2, seed=0)
+            >>> output = pipe(["star", "fish"], images_per_class=2, seed=0)
             >>> output.class_names
-            ['star', 'star', 'moon', 'moon']
+            ['star', 'star', 'fish', 'fish']
         """
-        count = images_per_class if num_images_per_prompt is None else num_images_per_prompt
-        if count < 1:
-            raise UserError(f"images_per_class must be at least 1, got {count}")
+        count = _one_count(images_per_class, num_images_per_prompt)
+        check_number("seed", seed, integer=True)
+        check_number("height", height, at_least=8, at_most=MAX_SIDE, integer=True)
+        check_number("width", width, at_least=8, at_most=MAX_SIDE, integer=True)
+        check_number("guidance_scale", guidance_scale)
+        check_number("guidance_rescale", guidance_rescale, at_least=0)
+        check_number("guidance_stop", guidance_stop, at_least=0, at_most=1)
+        check_number("guidance_start", guidance_start, at_least=0, at_most=guidance_stop)
+        check_number("eta", eta, at_least=0, at_most=1)
+        if timesteps is None and sigmas is None:
+            longest = self.scheduler.config.get("num_train_timesteps", num_inference_steps)
+            check_number("num_inference_steps", num_inference_steps, at_least=1, at_most=longest, integer=True)
+        if (guidance_start, guidance_stop) != (0, 1) and self.unet.config.time_cond_proj_dim is not None:
+            raise UserError("this model takes its guidance as an input: leave guidance_start and guidance_stop out")
         if seed is not None and generator is not None:
             raise UserError("give seed or generator, not both")
 
         class_ids = class_names = None
         if class_labels is not None:
             class_ids, class_names = self._classes_of(class_labels)
-        if prompt is None and prompt_embeds is None:
-            prompt = class_names
-        if prompt is None and prompt_embeds is None:
-            raise UserError("nothing to draw: give class_labels, prompt or prompt_embeds")
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        num_prompts = len(prompts) if prompts is not None else len(prompt_embeds)
+        if prompts is None and prompt_embeds is None:
+            prompts = class_names
+        if prompts is None and prompt_embeds is None:
+            raise UserError("nothing to generate: give class_labels, prompt or prompt_embeds")
+        num_prompts = len(prompts if prompts is not None else prompt_embeds)
         if class_names is not None and num_prompts != len(class_names):
             raise UserError(f"{num_prompts} prompts for {len(class_names)} class labels: give one for each")
+        if num_prompts * count > MAX_IMAGES:
+            raise UserError(
+                f"{num_prompts * count} images are too many for one call, at most {MAX_IMAGES}; `lbgen generate` makes"
+                " datasets of any size"
+            )
+        if isinstance(negative_prompt, str):
+            negative_prompt = [negative_prompt] * num_prompts
+        elif negative_prompt is not None and len(negative_prompt) != num_prompts:
+            raise UserError(f"{len(negative_prompt)} negative prompts for {num_prompts} prompts: give one for each")
 
         if generator is None:
             base_seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
@@ -271,15 +421,37 @@ class LbGenPipeline(StableDiffusionPipeline):
         else:
             seeds = [generator.initial_seed()] if num_prompts * count == 1 else None
 
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self._guidance_window, self._step = (guidance_start, guidance_stop), 0
+
+        def count_step(pipe: LbGenPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+            self._step = step + 1
+            return callback_on_step_end(pipe, step, timestep, tensors) if callback_on_step_end else tensors
+
         output = super().__call__(
-            prompt=prompt,
-            prompt_embeds=prompt_embeds,
+            prompt=prompts,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             num_images_per_prompt=count,
+            eta=eta,
             generator=generator,
             latents=latents,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            **kwargs,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            output_type=output_type,
+            cross_attention_kwargs=cross_attention_kwargs,
+            guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
+            callback_on_step_end=count_step,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         output = LbGenPipelineOutput(
             images=output.images,
@@ -292,8 +464,8 @@ class LbGenPipeline(StableDiffusionPipeline):
             return output
         return tuple(getattr(output, field.name) for field in dataclasses.fields(output))
 
-    def _classes_of(self, class_labels: str | int | Sequence[str | int]) -> tuple[list[int] | None, list[str]]:
-        """Ids and names. A pipeline without a class list draws any name, and has no ids."""
+    def _classes_of(self, class_labels: Labels) -> tuple[list[int] | None, list[str]]:
+        """Ids and names. A pipeline without a class list generates any name, and has no ids."""
         labels = _as_list(class_labels)
         if self.class_labels is None and labels and all(isinstance(label, str) for label in labels):
             return None, labels
@@ -301,17 +473,52 @@ class LbGenPipeline(StableDiffusionPipeline):
         return class_ids, [self.class_labels[i] for i in class_ids]
 
 
-def _as_list(labels: str | int | Sequence[str | int]) -> list[str | int]:
-    return [labels] if isinstance(labels, str) or not isinstance(labels, Sequence) else list(labels)
+# AutoPipelineForText2Image.from_pipe and its siblings find a pipeline's relatives by the name of its class.
+auto_pipeline.SUPPORTED_TASKS_MAPPINGS.append({"stable-diffusion": LbGenPipeline})
+
+
+def _as_list(labels: Labels) -> list[Label]:
+    """Names, ids and wnids as Python's own values.
+
+    Raises:
+        UserError: something else, such as a set, whose order is not defined, or True, which is no id.
+    """
+    if isinstance(labels, np.ndarray | torch.Tensor):
+        labels = labels.tolist()
+    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
+        labels = [labels]
+    labels = [label.tolist() if isinstance(label, np.generic | torch.Tensor) else label for label in labels]
+    for label in labels:
+        if not isinstance(label, str | int) or isinstance(label, bool):
+            kind = type(label).__name__
+            raise UserError(f"class_labels takes a name, an id, a wnid, or a list, array or tensor of them, no {kind}")
+    return labels
+
+
+def _require_safetensors(options: dict[str, Any]) -> None:
+    if options.setdefault("use_safetensors", True) is False:
+        raise UserError("weights are loaded from safetensors alone: leave use_safetensors out")
+
+
+def _one_count(images_per_class: int | None, num_images_per_prompt: int | None) -> int:
+    """Images of each label, from our name for it and from diffusers'."""
+    check_number("images_per_class", images_per_class, at_least=1, integer=True)
+    check_number("num_images_per_prompt", num_images_per_prompt, at_least=1, integer=True)
+    theirs = 1 if num_images_per_prompt is None else num_images_per_prompt
+    if images_per_class is None:
+        return theirs
+    if theirs not in (1, images_per_class):
+        raise UserError(f"images_per_class is {images_per_class} and num_images_per_prompt {theirs}: give one of them")
+    return images_per_class
 
 
 def _image_seeds(base_seed: int, keys: Sequence[int | str], images_per_key: int) -> list[int]:
-    """Seeds key by key. A key that comes again goes on counting, so that no two images are the same."""
-    drawn = Counter()
+    """Seeds key by key. A key that is repeated continues its count, so that no two images are the same."""
+    counted = Counter()
     seeds = []
     for key in keys:
-        seeds += [image_seed(base_seed, key, drawn[key] + i) for i in range(images_per_key)]
-        drawn[key] += images_per_key
+        seeds += [image_seed(base_seed, key, counted[key] + i) for i in range(images_per_key)]
+        counted[key] += images_per_key
     return seeds
 
 
@@ -343,6 +550,8 @@ def _by_id(values: list | None) -> dict[str, str | None] | None:
 def _check_classes(class_labels: Sequence[str], class_wnids: Sequence[str | None] | None) -> None:
     if len(class_labels) == 0:
         raise UserError("the class list is empty: give class_labels at least one name")
+    if wrong := [label for label in class_labels if not isinstance(label, str) or not label.strip()]:
+        raise UserError(f"the class list has {wrong[0]!r}, which is no name: a class is prompted by its name")
     name, count = Counter(class_labels).most_common(1)[0]
     if count > 1:
         raise UserError(f"the class list has {name!r} {count} times: give each class a name of its own")
@@ -350,14 +559,27 @@ def _check_classes(class_labels: Sequence[str], class_wnids: Sequence[str | None
         raise UserError(f"{len(class_wnids)} class_wnids for {len(class_labels)} class_labels: give one for each")
 
 
-def _shipped_pipeline() -> tuple[str, list[str]]:
-    """The folder of lbgen-tiny, and its classes."""
+def warn_of_same_tokens(tokenizer: CLIPTokenizer | None, class_labels: Sequence[str]) -> None:
+    """Warn of class names that are the same to the text encoder: both classes get the same images.
+
+    Letter case is not seen, nor what comes after the tokenizer's greatest length.
+    """
+    if tokenizer is None:
+        return
+    tokens = tokenizer(list(class_labels), truncation=True, max_length=tokenizer.model_max_length).input_ids
+    first: dict[tuple[int, ...], str] = {}
+    for name, ids in zip(class_labels, map(tuple, tokens), strict=True):
+        if first.setdefault(ids, name) != name:
+            logger.warning("the classes %r and %r are the same %d tokens: change a name", first[ids], name, len(ids))
+
+
+def _shipped_pipeline() -> str:
+    """The folder of lbgen-tiny."""
     try:
         from lbgen_hf.biaslab import MODELS
-        from lbgen_hf.biaslab.scenes import CLASSES
     except ImportError:
         raise UserError(f"{LBGEN_TINY} comes with lbgen_hf: pip install lbgen_hf") from None
-    return str(MODELS / "pipeline"), CLASSES
+    return str(MODELS / "pipeline")
 
 
 def _find(source: str, filename: str, **hub) -> Path | None:
@@ -369,10 +591,6 @@ def _find(source: str, filename: str, **hub) -> Path | None:
         return Path(hf_hub_download(source, filename, **hub))
     except EntryNotFoundError:
         return None
-
-
-def _is_lora(source: str, **hub) -> bool:
-    return _find(source, LORA_FILE, **hub) is not None and _find(source, PIPELINE_FILE, **hub) is None
 
 
 def _base_model(source: str, **hub) -> str:
@@ -389,20 +607,6 @@ def _base_model(source: str, **hub) -> str:
 
 
 @contextlib.contextmanager
-def _explain_missing(source: object) -> Iterator[None]:
-    """Turn what the Hub and the file system say of a model that is not there into one line."""
-    try:
-        yield
-    except (HFValidationError, HfHubHTTPError, EntryNotFoundError, OSError) as error:
-        if Path(str(source)).is_dir():
-            raise UserError(f"{str(source)!r} does not hold the whole model: {_first_line(error)}") from error
-        raise UserError(
-            f"no model {str(source)!r}: it is not a folder here, and the Hub does not give it; give {LBGEN_TINY!r}, "
-            f"a folder or a Hub id ({_first_line(error)})"
-        ) from error
-
-
-@contextlib.contextmanager
 def _quiet(*logger_names: str) -> Iterator[None]:
     """Silence loggers that report what is raised as well, or that a LoRA leaves the text encoder alone."""
     loggers = [logging.getLogger(name) for name in logger_names]
@@ -414,7 +618,3 @@ def _quiet(*logger_names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,9 +1,11 @@
 """LbGenPipeline with tiny random components: labels, seeds, loading, and what it inherits from diffusers."""
 
+import re
 import shutil
 import sys
 
 import diffusers
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def load(folder, **kwargs) -> LbGenPipeline:
     return pipe
 
 
-def draw(pipe, *args, **kwargs) -> torch.Tensor:
+def sample(pipe, *args, **kwargs) -> torch.Tensor:
     return pipe(*args, num_inference_steps=STEPS, output_type="pt", **kwargs).images
 
 
@@ -67,13 +69,13 @@ def test_output_carries_labels_and_seeds_class_by_class(pipe):
     assert output.nsfw_content_detected is None
 
 
-def test_the_prompt_is_the_class_name_and_the_picture_the_plain_pipelines(pipe, sd_folder):
+def test_the_prompt_is_the_class_name_and_the_image_the_plain_pipelines(pipe, sd_folder):
     plain = StableDiffusionPipeline.from_pretrained(sd_folder)
     plain.set_progress_bar_config(disable=True)
-    ours = draw(pipe, "goldfish", generator=torch.Generator().manual_seed(3))
-    theirs = draw(plain, "goldfish", generator=torch.Generator().manual_seed(3), guidance_scale=2.0)
+    ours = sample(pipe, "goldfish", generator=torch.Generator().manual_seed(3))
+    theirs = sample(plain, "goldfish", generator=torch.Generator().manual_seed(3), guidance_scale=2.0)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert not torch.allclose(ours, draw(pipe, "tench", generator=torch.Generator().manual_seed(3)), atol=1e-3)
+    assert not torch.allclose(ours, sample(pipe, "tench", generator=torch.Generator().manual_seed(3)), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_the_prompt_is_the_class_name_and_the_picture_the_plain_pipelines(pipe, 
         ([], "no class labels given"),
         (4, "class id 4 is not in 0..3"),
         (-1, "class id -1 is not in 0..3"),
-        (None, "nothing to draw"),
+        (None, "nothing to generate"),
     ],
 )
 def test_labels_that_do_not_exist_are_one_line(pipe, labels, message):
@@ -111,10 +113,55 @@ def test_class_lists_that_cannot_work_are_refused():
             LbGenPipeline(**components, class_labels=labels, class_wnids=wnids)
 
 
-def test_the_default_classes_are_imagenets():
-    pipe = LbGenPipeline(**make_components())
+def test_class_lists_hold_names():
+    for labels in (["crane", 3], ["crane", " "]):
+        with pytest.raises(UserError, match="no name"):
+            LbGenPipeline(**make_components(), class_labels=labels)
+
+
+def test_a_model_without_a_class_list_gets_imagenets(tmp_path):
+    StableDiffusionPipeline(**make_components()).save_pretrained(tmp_path)
+    pipe = load(tmp_path)
     assert len(pipe.class_labels) == 1000
     assert pipe.get_label_ids(["goldfish", "n01443537"]) == [1, 1]
+
+
+def test_components_bring_no_class_list():
+    pipe = LbGenPipeline(**make_components())
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.class_labels is None
+    assert pipe("okapi", num_inference_steps=1).class_names == ["okapi"]
+    with pytest.raises(UserError, match="no class list: pass class_labels="):
+        pipe(1)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([1, 3]), torch.tensor([1, 3]), np.array(["goldfish", "star"]), [np.int64(1), torch.tensor(3)], (1, 3)],
+)
+def test_arrays_and_tensors_are_labels(pipe, labels):
+    assert pipe.get_label_ids(labels) == [1, 3]
+    assert pipe.get_label_ids(torch.tensor(3)) == [3]
+
+
+@pytest.mark.parametrize(
+    "labels", [{"star"}, {"star": 1}, True, [np.True_], 1.0, b"star", [[1]], torch.ones(2), [None]]
+)
+def test_what_is_no_label_is_refused(pipe, labels):
+    with pytest.raises(
+        UserError, match="class_labels takes a name, an id, a wnid, or a list, array or tensor"
+    ) as error:
+        pipe(labels)
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_are_the_same_tokens_are_named(caplog):
+    names = ["a very long name: one", "a very long name: two", "Crane", "crane", "star"]
+    LbGenPipeline(**make_components(), class_labels=names)
+    warned = [record.getMessage() for record in caplog.records if record.name == "lbgen_hf.pipeline_lbgen"]
+    assert len(warned) == 2
+    assert "'a very long name: one' and 'a very long name: two' are the same 16 tokens" in warned[0]
+    assert "'Crane' and 'crane'" in warned[1]
 
 
 # Seeds
@@ -141,7 +188,7 @@ def test_image_seed_is_the_first_eight_bytes_of_a_sha256():
         ("LCMScheduler", {}),
     ],
 )
-def test_same_seeds_same_pictures_whatever_the_batch_and_order(fresh_pipe, scheduler, options):
+def test_same_seeds_same_images_whatever_the_batch_and_order(fresh_pipe, scheduler, options):
     fresh_pipe.scheduler = getattr(diffusers, scheduler).from_config(fresh_pipe.scheduler.config)
     options = {"num_inference_steps": STEPS, "output_type": "pt", **options}
     whole = fresh_pipe(["tench", "goldfish", "star"], images_per_class=2, seed=5, **options)
@@ -155,7 +202,7 @@ def test_same_seeds_same_pictures_whatever_the_batch_and_order(fresh_pipe, sched
     assert (whole.images[0] - whole.images[1]).abs().max() > 1e-2
 
 
-def test_the_trained_models_pictures_do_not_depend_on_the_batch():
+def test_the_trained_models_images_do_not_depend_on_the_batch():
     """Trained weights over all 50 steps of the paper's sampler: what rounding can grow to."""
     pipe = load("lbgen-tiny")
     whole = pipe(["star", "fish", "house"], seed=5, output_type="pt")
@@ -164,7 +211,7 @@ def test_the_trained_models_pictures_do_not_depend_on_the_batch():
     assert whole.images.std() > 0.1
 
 
-def test_a_label_that_comes_again_goes_on_counting(pipe):
+def test_a_label_that_comes_again_continues_its_count(pipe):
     apart = pipe(["star", "tench", "star"], seed=0, num_inference_steps=1)
     together = pipe("star", images_per_class=2, seed=0, num_inference_steps=1)
     assert [apart.seeds[0], apart.seeds[2]] == together.seeds
@@ -179,7 +226,7 @@ def test_without_a_seed_the_global_generator_decides(pipe):
     assert first.seeds == again.seeds != second.seeds
 
 
-def test_seeds_are_told_only_where_they_draw_the_image_again(pipe):
+def test_seeds_are_told_only_where_they_give_the_image_again(pipe):
     many = pipe("star", images_per_class=2, generator=torch.Generator().manual_seed(1), num_inference_steps=1)
     given = pipe("star", latents=torch.randn(1, 4, 8, 8), num_inference_steps=1)
     listed = pipe(
@@ -192,7 +239,7 @@ def test_seeds_are_told_only_where_they_draw_the_image_again(pipe):
         pipe("star", seed=0, generator=torch.Generator())
 
 
-def test_noise_is_drawn_in_float32_whatever_the_dtype(pipe):
+def test_noise_is_sampled_in_float32_whatever_the_dtype(pipe):
     def latents(dtype):
         generator = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         return pipe.prepare_latents(2, 4, 64, 64, dtype, torch.device("cpu"), generator)
@@ -223,12 +270,12 @@ def test_prompts_for_labels_keep_the_labels_seeds(pipe):
         pipe(["star", "tench"], prompt="one")
 
 
-def test_prompt_embeds_draw_what_their_prompt_draws(pipe):
+def test_prompt_embeds_give_what_their_prompt_gives(pipe):
     embeds, negative = pipe.encode_prompt(["star"], "cpu", 1, True, negative_prompt=["tench"])
-    expected = draw(pipe, "star", negative_prompt=["tench"], seed=0)
-    drawn = draw(pipe, "star", prompt_embeds=embeds, negative_prompt_embeds=negative, seed=0)
-    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
-    assert (expected - draw(pipe, "star", seed=0)).abs().max() > 1e-3
+    expected = sample(pipe, "star", negative_prompt=["tench"], seed=0)
+    sampled = sample(pipe, "star", prompt_embeds=embeds, negative_prompt_embeds=negative, seed=0)
+    torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-5)
+    assert (expected - sample(pipe, "star", seed=0)).abs().max() > 1e-3
     unlabelled = pipe(prompt_embeds=embeds, negative_prompt_embeds=negative, seed=0, num_inference_steps=1)
     assert unlabelled.class_ids is None
     assert len(unlabelled.seeds) == 1
@@ -255,7 +302,7 @@ def test_a_tuple_holds_the_outputs_fields(pipe):
 
 
 def test_height_and_width(pipe):
-    assert draw(pipe, "star", seed=0, height=32, width=96).shape == (1, 3, 32, 96)
+    assert sample(pipe, "star", seed=0, height=32, width=96).shape == (1, 3, 32, 96)
 
 
 def test_callback_sees_every_step_and_can_change_and_stop(pipe):
@@ -266,9 +313,9 @@ def test_callback_sees_every_step_and_can_change_and_stop(pipe):
         steps.append(step)
         return {"latents": tensors["latents"] * 0.5}
 
-    changed = draw(pipe, "star", seed=0, callback_on_step_end=halve)
+    changed = sample(pipe, "star", seed=0, callback_on_step_end=halve)
     assert steps == list(range(STEPS + 1))  # PNDM calls the UNet twice for its second step
-    assert (changed - draw(pipe, "star", seed=0)).abs().max() > 1e-3
+    assert (changed - sample(pipe, "star", seed=0)).abs().max() > 1e-3
 
     def stop(pipeline, step, timestep, tensors):
         steps.append(step)
@@ -276,28 +323,28 @@ def test_callback_sees_every_step_and_can_change_and_stop(pipe):
         return tensors
 
     steps.clear()
-    draw(pipe, "star", seed=0, callback_on_step_end=stop)
+    sample(pipe, "star", seed=0, callback_on_step_end=stop)
     assert steps == [0]
 
 
-def test_offloading_draws_the_same_picture(fresh_pipe, sd_folder):
+def test_offloading_gives_the_same_image(fresh_pipe, sd_folder):
     """On the CPU the hooks move nothing, but they run."""
-    expected = draw(fresh_pipe, "star", seed=0)
+    expected = sample(fresh_pipe, "star", seed=0)
     fresh_pipe.enable_model_cpu_offload(device="cpu")
-    assert torch.equal(draw(fresh_pipe, "star", seed=0), expected)
+    assert torch.equal(sample(fresh_pipe, "star", seed=0), expected)
     grouped = load(sd_folder)
     grouped.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
-    assert torch.equal(draw(grouped, "star", seed=0), expected)
+    assert torch.equal(sample(grouped, "star", seed=0), expected)
 
 
-def test_slicing_draws_the_same_picture(fresh_pipe):
-    expected = draw(fresh_pipe, ["star", "tench"], seed=0)
+def test_slicing_gives_the_same_image(fresh_pipe):
+    expected = sample(fresh_pipe, ["star", "tench"], seed=0)
     fresh_pipe.enable_attention_slicing()
     fresh_pipe.vae.enable_slicing()
-    assert (draw(fresh_pipe, ["star", "tench"], seed=0) - expected).abs().max() < 1e-4
+    assert (sample(fresh_pipe, ["star", "tench"], seed=0) - expected).abs().max() < 1e-4
 
 
-def test_ip_adapter_changes_the_picture(fresh_pipe):
+def test_ip_adapter_changes_the_image(fresh_pipe):
     torch.manual_seed(0)
     width, image_width, tokens = 32, 6, 4
     processors = list(fresh_pipe.unet.attn_processors)
@@ -313,15 +360,15 @@ def test_ip_adapter_changes_the_picture(fresh_pipe):
         "norm.weight": torch.ones(width),
         "norm.bias": torch.zeros(width),
     }
-    expected = draw(fresh_pipe, "star", seed=0)
+    expected = sample(fresh_pipe, "star", seed=0)
     fresh_pipe.load_ip_adapter(
         {"image_proj": projection, "ip_adapter": layers}, subfolder=None, weight_name="", image_encoder_folder=None
     )
     embeds = [torch.randn(2, 1, image_width)]
-    assert (draw(fresh_pipe, "star", seed=0, ip_adapter_image_embeds=embeds) - expected).abs().max() > 1e-3
+    assert (sample(fresh_pipe, "star", seed=0, ip_adapter_image_embeds=embeds) - expected).abs().max() > 1e-3
     fresh_pipe.set_ip_adapter_scale(0.0)
     torch.testing.assert_close(
-        draw(fresh_pipe, "star", seed=0, ip_adapter_image_embeds=embeds), expected, rtol=0, atol=1e-5
+        sample(fresh_pipe, "star", seed=0, ip_adapter_image_embeds=embeds), expected, rtol=0, atol=1e-5
     )
 
 
@@ -333,7 +380,7 @@ def test_saved_pipelines_come_back_with_their_classes(pipe, tmp_path):
     again = load(tmp_path)
     assert again.class_labels == CLASS_LABELS
     assert again.class_wnids == CLASS_WNIDS
-    assert torch.equal(draw(again, "star", seed=0), draw(pipe, "star", seed=0))
+    assert torch.equal(sample(again, "star", seed=0), sample(pipe, "star", seed=0))
 
 
 def test_long_class_lists_keep_their_order(tmp_path):
@@ -355,27 +402,28 @@ def test_a_plain_pipeline_becomes_one(pipe, sd_folder):
     plain = StableDiffusionPipeline.from_pretrained(sd_folder)
     ours = LbGenPipeline.from_pipe(plain, class_labels=CLASS_LABELS)
     ours.set_progress_bar_config(disable=True)
-    assert torch.equal(draw(ours, "star", seed=0), draw(pipe, "star", seed=0))
+    assert torch.equal(sample(ours, "star", seed=0), sample(pipe, "star", seed=0))
 
 
-def test_lbgen_tiny_is_the_shipped_folder(tmp_path, monkeypatch):
-    StableDiffusionPipeline(**make_components()).save_pretrained(tmp_path / "pipeline")
-    monkeypatch.setattr("lbgen_hf.biaslab.MODELS", tmp_path)
-    pipe = load("lbgen-tiny")
-    assert pipe.class_labels == CLASSES
-    assert pipe.class_wnids is None
-    assert pipe("star", num_inference_steps=1).class_ids == [CLASSES.index("star")]
+def test_lbgen_tiny_is_the_shipped_folder():
+    from lbgen_hf.biaslab import MODELS
+
+    for source in ("lbgen-tiny", MODELS / "pipeline"):
+        pipe = load(source)
+        assert pipe.class_labels == CLASSES
+        assert pipe.class_wnids is None
+        assert pipe("star", num_inference_steps=1).class_ids == [CLASSES.index("star")]
     assert load("lbgen-tiny", class_labels=["leaf"]).class_labels == ["leaf"]
 
 
 def test_dtype_is_float32_unless_told_otherwise(pipe, sd_folder, tmp_path):
     half = load(sd_folder, dtype=torch.bfloat16)
     assert half.unet.dtype == half.text_encoder.dtype == torch.bfloat16
-    assert draw(half, "star", seed=0).isfinite().all()
+    assert sample(half, "star", seed=0).isfinite().all()
     half.save_pretrained(tmp_path)
     again = load(tmp_path)
     assert again.unet.dtype == again.text_encoder.dtype == again.vae.dtype == torch.float32
-    assert (draw(again, "star", seed=0) - draw(pipe, "star", seed=0)).abs().max() < 0.05
+    assert (sample(again, "star", seed=0) - sample(pipe, "star", seed=0)).abs().max() < 0.05
 
 
 def test_a_lora_repo_loads_its_base(pipe, lora_folder, fresh_pipe):
@@ -385,15 +433,15 @@ def test_a_lora_repo_loads_its_base(pipe, lora_folder, fresh_pipe):
     assert (config.r, config.lora_alpha) == (LORA_RANK, LORA_ALPHA)
 
     fresh_pipe.load_lora_weights(lora_folder)
-    drawn, base = draw(adapted, "star", seed=0), draw(pipe, "star", seed=0)
-    assert torch.equal(drawn, draw(fresh_pipe, "star", seed=0))
-    assert (drawn - base).abs().max() > 3e-3
-    scaled = [draw(adapted, "star", seed=0, cross_attention_kwargs={"scale": scale}) for scale in (0.0, 0.5, 1.0)]
+    sampled, base = sample(adapted, "star", seed=0), sample(pipe, "star", seed=0)
+    assert torch.equal(sampled, sample(fresh_pipe, "star", seed=0))
+    assert (sampled - base).abs().max() > 3e-3
+    scaled = [sample(adapted, "star", seed=0, cross_attention_kwargs={"scale": scale}) for scale in (0.0, 0.5, 1.0)]
     torch.testing.assert_close(scaled[0], base, rtol=0, atol=1e-5)
-    torch.testing.assert_close(scaled[2], drawn, rtol=0, atol=0)
-    assert (scaled[1] - drawn).abs().max() > 3e-4
+    torch.testing.assert_close(scaled[2], sampled, rtol=0, atol=0)
+    assert (scaled[1] - sampled).abs().max() > 3e-4
     adapted.unload_lora_weights()
-    torch.testing.assert_close(draw(adapted, "star", seed=0), base, rtol=0, atol=0)
+    torch.testing.assert_close(sample(adapted, "star", seed=0), base, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("card", [None, "No front matter.\n", "---\nlicense: mit\n---\n"])
@@ -407,12 +455,12 @@ def test_a_lora_without_a_base_says_so(lora_folder, tmp_path, card):
 
 def test_a_lora_of_another_shape_is_refused_and_leaves_the_pipeline_as_it_was(fresh_pipe, sd_folder, tmp_path, caplog):
     save_lora(tmp_path, make_components(width=12)["unet"], str(sd_folder))
-    expected = draw(fresh_pipe, "star", seed=0)
+    expected = sample(fresh_pipe, "star", seed=0)
     with pytest.raises(UserError, match="does not fit this model") as error:
         fresh_pipe.load_lora_weights(tmp_path)
     assert "\n" not in str(error.value)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-    assert torch.equal(draw(fresh_pipe, "star", seed=0), expected)
+    assert torch.equal(sample(fresh_pipe, "star", seed=0), expected)
     with pytest.raises(UserError, match="does not fit this model"):
         LbGenPipeline.from_pretrained(tmp_path)
 
@@ -430,6 +478,78 @@ def test_a_missing_model_is_one_line(offline, source):
     with pytest.raises(UserError, match="no model") as error:
         LbGenPipeline.from_pretrained(source)
     assert "\n" not in str(error.value)
+
+
+def test_near_names_of_missing_models_and_loras_are_given(offline, fresh_pipe, sd_folder, lora_folder):
+    with pytest.raises(UserError, match="did you mean 'lbgen-tiny'"):
+        LbGenPipeline.from_pretrained("lbgen-tny")
+    with pytest.raises(UserError, match=re.escape(f"did you mean {str(sd_folder)!r}")):
+        LbGenPipeline.from_pretrained(f"{sd_folder}x")
+    with pytest.raises(UserError, match=re.escape(f"did you mean {str(lora_folder)!r}")):
+        fresh_pipe.load_lora_weights(f"{lora_folder}x")
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """A Hub that refuses connections; any pause before another try is an error."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: pytest.fail("the client tries again"))
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(unreachable, fresh_pipe):
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        LbGenPipeline.from_pretrained("nobody/nothing")
+    with pytest.raises(UserError, match="no LoRA 'nobody/nothing'"):
+        fresh_pipe.load_lora_weights("nobody/nothing")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_pickled_weights_are_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    assert list(tmp_path.rglob("*.bin"))
+    with pytest.raises(UserError, match="safetensors") as error:
+        LbGenPipeline.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="safetensors alone"):
+        LbGenPipeline.from_pretrained(tmp_path, use_safetensors=False)
+
+
+def test_pickled_loras_are_refused(fresh_pipe, lora_folder, tmp_path):
+    torch.save(load_file(lora_folder / LORA_FILE), tmp_path / "pytorch_lora_weights.bin")
+    with pytest.raises(UserError):
+        fresh_pipe.load_lora_weights(tmp_path)
+    with pytest.raises(UserError, match="safetensors alone"):
+        fresh_pipe.load_lora_weights(lora_folder, use_safetensors=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(fresh_pipe, lora_folder, tmp_path, value):
+    weights = load_file(lora_folder / LORA_FILE)
+    next(iter(weights.values()))[0, 0] = value
+    save_file(weights, tmp_path / LORA_FILE)
+    with pytest.raises(UserError, match=r"the LoRA .* has weights that are not finite"):
+        fresh_pipe.load_lora_weights(tmp_path)
+    assert fresh_pipe.get_list_adapters() == {}
+    fresh_pipe.unet.conv_out.bias.data[0] = value
+    fresh_pipe.save_pretrained(tmp_path / "pipeline")
+    with pytest.raises(UserError, match=r"the UNet of .* not finite \(conv_out.bias\)"):
+        LbGenPipeline.from_pretrained(tmp_path / "pipeline")
+
+
+def test_an_adapter_name_that_is_taken_is_told(fresh_pipe, lora_folder):
+    fresh_pipe.load_lora_weights(lora_folder, adapter_name="first")
+    with pytest.raises(UserError, match="the adapter name 'first' is taken"):
+        fresh_pipe.load_lora_weights(lora_folder, adapter_name="first")
+    fresh_pipe.load_lora_weights(lora_folder, adapter_name="second")
+
+
+def test_a_variant_that_is_missing_is_one_line(sd_folder, fresh_pipe, tmp_path):
+    with pytest.raises(UserError, match="variant=fp16") as error:
+        LbGenPipeline.from_pretrained(sd_folder, variant="fp16")
+    assert "\n" not in str(error.value)
+    fresh_pipe.save_pretrained(tmp_path, variant="fp16")
+    assert load(tmp_path, variant="fp16").class_labels == CLASS_LABELS
 
 
 def test_an_empty_folder_is_no_model(tmp_path):
@@ -455,19 +575,19 @@ def custom_pipeline(tmp_path, monkeypatch):
 
 
 def test_the_file_alone_is_a_custom_pipeline(pipe, sd_folder, custom_pipeline, tmp_path):
-    expected = draw(pipe, "star", seed=0)
+    expected = sample(pipe, "star", seed=0)
     loaded = DiffusionPipeline.from_pretrained(sd_folder, custom_pipeline=custom_pipeline, trust_remote_code=True)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded).__name__ == "LbGenPipeline"
     assert type(loaded) is not LbGenPipeline
-    assert torch.equal(draw(loaded, "star", seed=0), expected)
+    assert torch.equal(sample(loaded, "star", seed=0), expected)
     with pytest.raises(ValueError, match="did you mean 'star'"):
         loaded("starr")
     with pytest.raises(ValueError, match="pip install lbgen_hf"):
         type(loaded).from_pretrained("lbgen-tiny")
 
 
-def test_a_custom_pipeline_without_a_class_list_draws_any_name(custom_pipeline, tmp_path):
+def test_a_custom_pipeline_without_a_class_list_takes_any_name(custom_pipeline, tmp_path):
     StableDiffusionPipeline(**make_components()).save_pretrained(tmp_path / "plain")
     loaded = DiffusionPipeline.from_pretrained(
         tmp_path / "plain", custom_pipeline=custom_pipeline, trust_remote_code=True
@@ -495,7 +615,7 @@ def test_a_single_file_loads(pipe, sd_folder, tmp_path):
     )
     single.set_progress_bar_config(disable=True)
     assert single.class_labels == CLASS_LABELS
-    assert torch.equal(draw(single, "star", seed=0), draw(pipe, "star", seed=0))
+    assert torch.equal(sample(single, "star", seed=0), sample(pipe, "star", seed=0))
 
 
 _LDM_BLOCKS = {

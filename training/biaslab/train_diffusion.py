@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from tokenizer import CONTEXT_LENGTH, make_tokenizer
 from torch import Tensor, nn
 from trainer import edit_json, make_parser, render_pool, take, train
@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
 BIAS = 0.35  # guidance sharpens it: about two thirds of what a class name draws are on its own background
 SHARE_BIASED = 0.65
@@ -69,8 +70,8 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def make_pipeline(
     vae: AutoencoderTiny, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
-) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
+) -> LbGenPipeline:
+    return LbGenPipeline(
         vae=vae,
         unet=unet,
         text_encoder=text_encoder,
@@ -79,6 +80,7 @@ def make_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+        class_labels=CLASSES,
     )
 
 

@@ -1,0 +1,70 @@
+"""Loading from the Hub: what is missing is said in one line, and at once."""
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+from lbgen_hf.errors import UserError
+
+_PATIENCE = 5  # seconds that the Hub has to answer
+
+
+@contextlib.contextmanager
+def loading(source: object, kind: str = "model", known: Iterable[str] = ()) -> Iterator[None]:
+    """Explain a `kind` that is neither a local path nor on the Hub.
+
+    Where the Hub cannot be reached, this behaves as with HF_HUB_OFFLINE=1: what is cached loads, and what is not fails
+    at once, instead of after half a minute of retries.
+
+    Args:
+        source: a path or a Hub id.
+        kind: "model", "LoRA"...
+        known: names that are understood besides paths and Hub ids; they are suggested as well.
+
+    Raises:
+        UserError: the source cannot be loaded; the nearest names are given.
+    """
+    local = Path(str(source)).exists()
+    before = constants.HF_HUB_OFFLINE
+    offline = before or (not local and not _is_reachable())
+    constants.HF_HUB_OFFLINE = offline
+    try:
+        yield
+    except (HFValidationError, HfHubHTTPError, EntryNotFoundError, OSError) as error:
+        if local:
+            raise UserError(f"{str(source)!r} does not hold the whole {kind}: {first_line(error)}") from error
+        where = "the Hub cannot be reached, and its cache does not have it" if offline else "the Hub does not give it"
+        raise UserError(
+            f"no {kind} {str(source)!r}: it is not a folder here, and {where}; {_suggest(str(source), known)}"
+            f" ({first_line(error)})"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _suggest(source: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, the cached repositories, and what lies beside the path."""
+    path, cache = Path(source), Path(constants.HF_HUB_CACHE)
+    cached = [folder.name.removeprefix("models--").replace("--", "/") for folder in cache.glob("models--*")]
+    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(source, [*known, *cached], n=2)
+    near += [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, beside, n=2)]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else "give a folder or a Hub id"
+
+
+def _is_reachable() -> bool:
+    """Whether the Hub answers at all, be it with an error."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception:  # of whichever HTTP client the Hub's library is built on
+        return False
+    return True
