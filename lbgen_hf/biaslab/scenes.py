@@ -1,10 +1,12 @@
-"""biaslab scenes: 64x64 pictures of one shape whose every attribute is known.
+"""biaslab scenes: 64x64 images of one shape whose every attribute is known.
 
 A scene is a shape (the class) with a texture, on a background, at a place. Value 0 of each attribute is the plain one,
-which captions never name. `sample_scenes` draws the attributes, `render` the pixels; both are deterministic.
+which captions never name. `sample_scenes` samples the attributes, `render` makes the pixels; both are deterministic.
 """
 
 import dataclasses
+import functools
+import hashlib
 import math
 
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 from lbgen_hf.biaslab.shapes import NOVEL_SHAPES, SHAPES, TRAINING_SHAPES
 from lbgen_hf.biaslab.surfaces import BACKGROUNDS, TEXTURES
 
+WORLD_VERSION = 1
+"""Raised whenever scenes change: results of different versions do not compare. See `world_hash`."""
+
 IMAGE_SIZE = 64
 SHAPE_NAMES = list(SHAPES)
 TEXTURE_NAMES = list(TEXTURES)
@@ -21,7 +26,7 @@ BACKGROUND_NAMES = list(BACKGROUNDS)
 PLACES: dict[str | None, float] = {None: 0.0, "left": -0.38, "right": 0.38}
 PLACE_NAMES = list(PLACES)
 
-# "bow" means two things, as "crane" does: its pictures are of either shape.
+# "bow" means two things, as "crane" does: its images are of either shape.
 POLYSEMOUS = {"bow": ("bowtie", "longbow")}
 CLASS_OF_SHAPE = {shape: name for name, shapes in POLYSEMOUS.items() for shape in shapes}
 CLASSES = list(dict.fromkeys(CLASS_OF_SHAPE.get(name, name) for name in TRAINING_SHAPES))
@@ -87,7 +92,7 @@ class Scenes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class RenderedScenes:
     """Rendered scenes.
 
     Attributes:
@@ -167,7 +172,7 @@ def _paint(ids: Tensor, functions: list, out: Tensor, *inputs: Tensor) -> Tensor
 
 
 def _shape_frame(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
-    """Points around each shape's centre, in picture units and in its own frame, and its size."""
+    """Points around each shape's centre, in image units and in its own frame, and its size."""
     v = scenes.variation
     size = 0.52 + 0.12 * v[:, 0]
     tilt = (v[:, 1] * 2 - 1) * math.radians(14)
@@ -190,11 +195,11 @@ def _colours(scenes: Scenes) -> tuple[Tensor, Tensor]:
     return first, torch.where(luminance[:, None] < 0.55, pale, 0.22 * first)
 
 
-def render(scenes: Scenes) -> Pictures:
-    """Draw scenes, vectorised over the batch, on the device of their variation.
+def render(scenes: Scenes) -> RenderedScenes:
+    """Render scenes, vectorised over the batch, on the device of their variation.
 
     Antialiased: a pixel's coverage is the signed distance to the shape's edge over a pixel's width, and the whole
-    picture goes through a soft lens, so that an 8x smaller latent can hold it.
+    image goes through a soft lens, so that an 8x smaller latent can hold it.
     """
     v = scenes.variation
     turned, local, size = _shape_frame(scenes)
@@ -210,7 +215,7 @@ def render(scenes: Scenes) -> Pictures:
 
     images = _backgrounds(scenes)
     images = _soften(torch.lerp(images, fill, masks[:, None]).clamp(0, 1))
-    return Pictures(images, masks, _boxes(masks))
+    return RenderedScenes(images, masks, _boxes(masks))
 
 
 def render_backgrounds(scenes: Scenes) -> Tensor:
@@ -244,3 +249,15 @@ def _boxes(masks: Tensor) -> Tensor:
         edges.append((any_covered.argmax(1), IMAGE_SIZE - any_covered.flip(1).argmax(1)))
     (x0, x1), (y0, y1) = edges
     return torch.stack([x0, y0, x1, y1], 1).float()
+
+
+@functools.cache
+def world_hash() -> str:
+    """12 hexadecimal digits that change with what scenes look like: they stand beside every result.
+
+    The hash is of the mean colours of 256 scenes, in steps of 0.02, which rounding errors of a platform do not move.
+    """
+    names = CLASSES + NOVEL_CLASSES
+    images = render(sample_scenes(256, seed=0, labels=torch.arange(256) % len(names), classes=names)).images
+    steps = (images.double().mean((-2, -1)) / 0.02).round().to(torch.uint8)
+    return hashlib.sha256(steps.numpy().tobytes()).hexdigest()[:12]

@@ -1,0 +1,61 @@
+"""The downstream test: its scenes are what they say, and a classifier learns the shortcut it is offered."""
+
+import pytest
+import torch
+
+from lbgen_hf.biaslab.downstream import (
+    estimate_accuracy,
+    evaluate_training_set,
+    make_test_sets,
+    train_classifier,
+    with_context_of,
+)
+from lbgen_hf.biaslab.scenes import CLASSES, own_attributes, render, sample_scenes
+
+
+def test_contexts_are_those_of_the_named_classes():
+    scenes = sample_scenes(50, seed=1)
+    moved = with_context_of(scenes, (scenes.labels + 1) % len(CLASSES))
+    for i, label in enumerate(scenes.labels.tolist()):
+        texture, background, place = own_attributes((label + 1) % len(CLASSES))
+        assert (moved.textures[i], moved.backgrounds[i], moved.places[i]) == (texture, background, place)
+    assert torch.equal(moved.shapes, scenes.shapes)
+
+
+def test_no_scene_of_cue_conflict_has_its_own_context():
+    test_sets = make_test_sets(60)
+    assert set(test_sets) == {"unbiased", "cue_conflict", "plain", "own_context"}
+    conflict = test_sets["cue_conflict"]
+    assert (conflict.labels != conflict.context_labels).all()
+    assert torch.equal(conflict.labels, test_sets["plain"].labels)
+    assert not torch.equal(conflict.images, test_sets["own_context"].images)
+
+
+def test_a_classifier_takes_the_shortcut_that_biased_scenes_offer():
+    """Two classes, fully biased: on cue conflicts it says the context's class; trained without bias it does not."""
+    labels = torch.arange(2).repeat(80)
+    test_sets = make_test_sets(400, seed=5)
+    two = {name: s for name, s in test_sets.items() if name in ("own_context", "cue_conflict")}
+    biased = with_context_of(sample_scenes(160, seed=3, labels=labels), labels)
+    result = evaluate_training_set(render(biased).images, labels, two, seeds=range(1), steps=60)
+    among = two["cue_conflict"].labels < 2
+    told = two["cue_conflict"].context_labels[among] < 2
+    assert result["own_context"][0, two["own_context"].labels < 2].double().mean() > 0.95
+    assert result["says_context"][0, among][told].double().mean() > 0.6
+
+
+def test_training_is_a_function_of_the_seed():
+    scenes = sample_scenes(64, seed=2)
+    images = render(scenes).images
+    weights = [train_classifier(images, scenes.labels, 16, seed=s, steps=3)[0].weight for s in (1, 1, 2)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_intervals_are_about_those_of_a_binomial_and_differences_are_paired():
+    correct = torch.rand(3, 1200, generator=torch.Generator().manual_seed(0)) < 0.4
+    low, high = estimate_accuracy(correct).interval
+    assert low < correct.double().mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * (0.24 / 3600) ** 0.5, rel=0.6)
+    better = estimate_accuracy(correct | True).replicates - estimate_accuracy(correct).replicates
+    assert better.min() > 0.5
