@@ -84,7 +84,7 @@ def test_biaslab_page_runs() -> None:
     names: dict = {}
     for block in blocks(ROOT / "docs" / "biaslab.md", "python"):
         exec(block, names)
-    assert names["pictures"].images.shape == (4, 3, 64, 64)
+    assert names["rendered"].images.shape == (4, 3, 64, 64)
 
 
 @pytest.mark.skipif(not (MODELS / "lora" / LORA_FILE).is_file(), reason="this checkout ships no LoRA")
