@@ -305,6 +305,57 @@ def score(
     )
 
 
+@app.command()
+def evaluate(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders, Hub ids or timm names, each as CHECKPOINT or LABEL=CHECKPOINT; seeds share a label."
+        ),
+    ],
+    benchmarks: Annotated[
+        list[str],
+        typer.Option(
+            help="biaslab, biaslab-NAME or NAME=FOLDER, separated by commas; may be repeated. See docs/evaluation.md."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The report's folder; an unfinished one is completed.")],
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    num_workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the fastest]")] = None,
+    confidence_level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    n_resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+) -> None:
+    """Measure transfer and bias of image backbones, and write a report with tables, intervals and plots."""
+    from lbgen_hf.checks import check_number
+
+    check_number("--confidence-level", confidence_level, above=0, below=1)
+    check_number("--n-resamples", n_resamples, at_least=2)
+    check_number("--seed", seed, at_least=0)
+    check_number("--batch-size", batch_size, at_least=1)
+    check_number("--num-workers", num_workers, at_least=0)
+    with report_errors("lbgen", f"What was measured is kept in {out}; run the same command to resume."):
+        from lbgen_hf.evaluation.evaluate import evaluate as measure
+
+        _silence_loading()
+        with _image_bar("measuring") as progress:
+            report = measure(
+                checkpoints,
+                benchmarks,
+                out,
+                device=device,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                confidence_level=confidence_level,
+                n_resamples=n_resamples,
+                seed=seed,
+                progress=progress,
+                say=lambda message: typer.echo(message, err=True),
+            )
+    typer.echo(f"the report is {report}")
+
+
 @contextlib.contextmanager
 def _image_bar(what: str = "drawing") -> Iterator[Callable[[int, int], None]]:
     """A progress bar with images/s and time left, told how many pictures of how many; one rank alone shows it."""

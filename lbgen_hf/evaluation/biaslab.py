@@ -12,6 +12,7 @@ All are functions of the number of images and a seed. Results of different world
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -37,6 +38,7 @@ SEED = 20_000  # away from the seeds of anything that is trained
 _BATCH = 256
 
 
+@functools.cache
 def world() -> dict[str, str | int]:
     """The version and hash of biaslab's world, which stand beside every result."""
     images = render(sample_scenes(64, seed=0)).images

@@ -68,10 +68,13 @@ def estimate(
     """
     resampled = resampled_counts(cells, num_cells, strata=strata, n_resamples=n_resamples, seed=seed)
     observed = np.bincount(np.asarray(cells, dtype=np.int64), minlength=num_cells)
+    estimates = {}
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            name: Estimate(float(statistic(observed)), statistic(resampled)) for name, statistic in statistics.items()
-        }
+        for name, statistic in statistics.items():
+            replicates = statistic(resampled)
+            replicates = np.where(np.isfinite(replicates), replicates, np.nan)  # a ratio to nothing
+            estimates[name] = Estimate(float(statistic(observed)), replicates)
+    return estimates
 
 
 def accuracy(correct: ArrayLike, *, n_resamples: int = 1000, seed: int = 0) -> Estimate:

@@ -1,0 +1,132 @@
+"""Measure checkpoints on benchmarks: one JSON a cell, so that a killed run resumes where it was."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lbgen_hf.errors import UserError
+from lbgen_hf.evaluation.backbones import Backbone, load_backbone
+from lbgen_hf.evaluation.benchmarks import Benchmark, Run, parse_benchmarks
+from lbgen_hf.evaluation.features import Progress
+from lbgen_hf.evaluation.report import write_report
+from lbgen_hf.files import locked, require_writable, write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint under the label of its recipe: checkpoints of one label are seeds, and averaged."""
+
+    label: str
+    path: str
+
+
+def parse_checkpoints(specs: Sequence[str]) -> list[Checkpoint]:
+    """Checkpoints from "CHECKPOINT" or "LABEL=CHECKPOINT".
+
+    Raises:
+        UserError: there are none, or one is given twice.
+    """
+    checkpoints = []
+    for spec in specs:
+        label, separator, path = spec.partition("=")
+        checkpoints.append(Checkpoint(label, path) if separator else Checkpoint(Path(spec).name or spec, spec))
+    paths = [checkpoint.path for checkpoint in checkpoints]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UserError(f"checkpoint {twice} is given twice")
+    if not checkpoints:
+        raise UserError("give at least one checkpoint")
+    labels = [checkpoint.label for checkpoint in checkpoints]
+    if any("=" not in spec and labels.count(c.label) > 1 for spec, c in zip(specs, checkpoints, strict=True)):
+        raise UserError("two checkpoints have the same name; give LABEL=CHECKPOINT, one label for seeds of one recipe")
+    return checkpoints
+
+
+def evaluate(
+    checkpoints: Sequence[str],
+    benchmarks: Sequence[str],
+    out: Path,
+    *,
+    device: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    confidence_level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Measure every checkpoint on every benchmark and write the report.
+
+    Args:
+        checkpoints: as `parse_checkpoints` takes them; the first label is what the others are compared with.
+        benchmarks: as `parse_benchmarks` takes them.
+        out: the report's folder: report.md, report.json, plots/, and cells/ and features/, which a later run reuses.
+        device: default: the fastest.
+        batch_size, num_workers: of the extraction of features.
+        confidence_level, n_resamples, seed: of the bootstrap.
+        progress: told how many images of how many are done.
+        say: told what is being measured.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        UserError: a checkpoint or a benchmark is not as it must be; the benchmarks are checked before any model is
+            loaded.
+    """
+    chosen = parse_checkpoints(checkpoints)
+    wanted = parse_benchmarks(benchmarks)
+    require_writable(out / "cells")
+    with locked(out):
+        loaded = [(benchmark, benchmark.load()) for benchmark in wanted]
+        run = Run(out / "features", batch_size, num_workers, progress)
+        cells = []
+        for checkpoint in chosen:
+            backbone = load_backbone(checkpoint.path, device)
+            for benchmark, images in loaded:
+                cells.append(_measure(checkpoint, backbone, benchmark, images, run, out / "cells", say))
+        return write_report(cells, out, confidence_level=confidence_level, n_resamples=n_resamples, seed=seed)
+
+
+def _measure(
+    checkpoint: Checkpoint,
+    backbone: Backbone,
+    benchmark: Benchmark,
+    images: object,
+    run: Run,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict:
+    """The cell, measured now or by an earlier run of the same weights, transform and images."""
+    identity = {
+        "benchmark": benchmark.name,
+        "kind": benchmark.kind,
+        "weights_sha256": backbone.weights_sha256,
+        "transform": backbone.transform_key,
+        "images": _fingerprints(images),
+        "world": benchmark.world,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', benchmark.name)}-{digest}.json"
+    if path.is_file():
+        measured = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        say(f"{checkpoint.label}: {benchmark.name}")
+        measured = {**identity, **benchmark.measure(backbone, images, run)}
+        write_atomically(path, json.dumps(measured) + "\n")
+    return {**measured, "label": checkpoint.label, "checkpoint": checkpoint.path, "cell": f"cells/{path.name}"}
+
+
+def _fingerprints(images: object) -> list[str]:
+    """Of all the splits that a benchmark loaded."""
+    from lbgen_hf.evaluation.images import LabelledImages
+
+    if isinstance(images, LabelledImages):
+        return [images.fingerprint]
+    if dataclasses.is_dataclass(images):
+        images = tuple(getattr(images, field.name) for field in dataclasses.fields(images))
+    return [f for item in images if isinstance(item, LabelledImages) for f in _fingerprints(item)]  # type: ignore

@@ -1,0 +1,216 @@
+"""`lbgen evaluate` from end to end, on a small untrained backbone and small twins."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.cli import main
+from lbgen_hf.errors import UserError
+from lbgen_hf.evaluation import benchmarks, biaslab, features
+from lbgen_hf.evaluation.benchmarks import parse_benchmarks
+from lbgen_hf.evaluation.evaluate import evaluate, parse_checkpoints
+from lbgen_hf.evaluation.report import write_report
+
+
+def save_backbone(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    overlay = {"input_size": (3, 64, 64), "crop_pct": 1.0}
+    model = timm.create_model("test_resnet", num_classes=len(CLASSES), pretrained_cfg_overlay=overlay)
+    save_for_hf(model, folder, model_config={"label_names": CLASSES}, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return [save_backbone(root / f"seed-{seed}", seed) for seed in range(3)]
+
+
+@pytest.fixture
+def small_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {
+        "biaslab-validation": lambda: biaslab.validation(32),
+        "biaslab-cue-conflict": lambda: biaslab.cue_conflict(112),
+        "biaslab-contexts": lambda: biaslab.contexts(64),
+        "biaslab-backgrounds": lambda: biaslab.backgrounds(64),
+        "biaslab-novel": lambda: biaslab.novel_classes(4, 2, 4),
+        "biaslab-novel-few-shot-0.5": lambda: biaslab.novel_classes(4, 2, 4),
+    }
+    for name, load in sizes.items():
+        made = benchmarks._BIASLAB[name]()
+        changed = benchmarks.Benchmark(name, made.kind, load, made.measure, made.world)
+        monkeypatch.setitem(benchmarks._BIASLAB, name, lambda changed=changed: changed)
+    monkeypatch.setattr(benchmarks, "select_c", lambda *a, **k: select_quickly(*a, **k))
+
+
+def select_quickly(*args, **options):
+    from lbgen_hf.evaluation.probes import select_c
+
+    return select_c(*args, grid=(1.0, 10.0, 100.0), max_iterations=20)
+
+
+TWINS = (
+    "biaslab-validation,biaslab-cue-conflict,biaslab-contexts,biaslab-backgrounds,biaslab-novel,"
+    "biaslab-novel-few-shot-0.5"
+)
+
+
+def test_report_of_several_recipes(
+    checkpoints: list[Path], small_twins: None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["evaluate", f"first={checkpoints[0]}", f"first={checkpoints[1]}", f"second={checkpoints[2]}"]
+    arguments += ["--benchmarks", TWINS, "--out", str(tmp_path), "--n-resamples", "50", "--device", "cpu"]
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert not exit_.value.code, capsys.readouterr().err
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    scores = {(row["benchmark"], row["score"], row["label"]): row for row in report["scores"]}
+    first = scores["biaslab-validation", "accuracy", "first"]
+    assert first["seeds"] == 2
+    assert first["value"] == pytest.approx(np.mean(first["per_seed"]))
+    assert scores["biaslab-validation", "accuracy", "second"]["seeds"] == 1
+    assert len(report["cells"]) == 6 * 3
+    assert {cell["world"]["hash"] for cell in report["cells"]} == {biaslab.world()["hash"]}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for words in (
+        "## Accuracy",
+        "## Transfer: logistic regression",
+        "## Few-shot transfer",
+        "## Bias",
+        "## Differences from first, paired by image",
+        "## What could be seen",
+        "other decisions",
+        "at an edge of the grid",
+        f"hash {biaslab.world()['hash']}",
+    ):
+        assert words in text
+    for plot in ("accuracy", "bias", "few_shot", "c_curves"):
+        assert f"plots/{plot}.png" in text
+        assert Image.open(tmp_path / "plots" / f"{plot}.png").size[0] > 300
+    cell = json.loads((tmp_path / report["cells"][0]["cell"]).read_text())
+    assert cell["data"]["correct"]
+
+
+def test_a_killed_run_resumes(
+    checkpoints: list[Path], small_twins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["biaslab-validation", "biaslab-contexts"]
+    whole = evaluate([str(checkpoints[0])], names, tmp_path / "whole", device="cpu", n_resamples=20)
+    computed = []
+    compute = features.compute
+
+    def killed_at_the_second(*args, **options):
+        if len(computed) == 1:
+            raise KeyboardInterrupt
+        computed.append(1)
+        return compute(*args, **options)
+
+    monkeypatch.setattr(features, "compute", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([str(checkpoints[0])], names, tmp_path / "resumed", device="cpu", n_resamples=20)
+    assert len(list((tmp_path / "resumed" / "cells").glob("*.json"))) == 1
+    monkeypatch.setattr(features, "compute", lambda *a, **k: computed.append(1) or compute(*a, **k))
+    resumed = evaluate([str(checkpoints[0])], names, tmp_path / "resumed", device="cpu", n_resamples=20)
+    assert len(computed) == 2
+    assert resumed.read_text() == whole.read_text()
+
+
+def test_other_weights_in_the_same_folder_are_measured_again(
+    checkpoints: list[Path], small_twins: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "backbone"
+    shutil.copytree(checkpoints[0], folder)
+    evaluate([str(folder)], ["biaslab-validation"], tmp_path / "out", device="cpu", n_resamples=20)
+    shutil.copy(checkpoints[1] / "model.safetensors", folder / "model.safetensors")
+    evaluate([str(folder)], ["biaslab-validation"], tmp_path / "out", device="cpu", n_resamples=20)
+    assert len(list((tmp_path / "out" / "cells").glob("*.json"))) == 2
+
+
+def test_a_folder_of_named_classes(checkpoints: list[Path], tmp_path: Path) -> None:
+    twin = biaslab.validation(16)
+    for i in range(16):
+        path = tmp_path / "data" / CLASSES[int(twin.labels[i])] / f"{i}.png"
+        path.parent.mkdir(parents=True)
+        twin.image(i).save(path)
+    evaluate([str(checkpoints[0])], [f"validation={tmp_path / 'data'}"], tmp_path / "out", device="cpu", n_resamples=20)
+    cell = json.loads(next((tmp_path / "out" / "cells").glob("*.json")).read_text())
+    assert len(cell["data"]["correct"]) == 16
+
+
+def test_differences_are_paired(tmp_path: Path) -> None:
+    def cell(label: str, correct: list[int]) -> dict:
+        return {
+            "label": label,
+            "checkpoint": label,
+            "benchmark": "b",
+            "kind": "accuracy",
+            "weights_sha256": "0" * 64,
+            "details": {},
+            "data": {"correct": correct},
+        }
+
+    base = [1, 0] * 200
+    cells = [cell("base", base), cell("better", [1, 1, 1, 1, *base[4:]]), cell("same", base)]
+    write_report(cells, tmp_path, n_resamples=200)
+    report = json.loads((tmp_path / "report.json").read_text())
+    better, same = report["differences"]
+    assert better["difference"] == pytest.approx(0.5)
+    assert same["interval"] == [0, 0]
+    assert better["smallest_detectable"] < report["scores"][0]["smallest_detectable_difference"] / 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmarks", "imagnet"], "unknown benchmark 'imagnet'"),
+        (["--benchmarks", "focus"], "benchmark focus needs its data: give focus=FOLDER"),
+        (["--benchmarks", "biaslab=x"], "is made here and takes no folder"),
+        (["--benchmarks", "biaslab,biaslab-novel"], "biaslab-novel is given twice"),
+        (["--benchmarks", "focus=/nowhere"], "there is no folder /nowhere"),
+        (["--benchmarks", "dtd=/nowhere"], "no dtd in /nowhere"),
+        (["--benchmarks", "biaslab-novel", "--confidence-level", "95"], "--confidence-level must be"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["evaluate", str(tmp_path / "none"), *arguments, "--out", str(tmp_path / "out")])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lbgen: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_classifier_of_other_classes_is_refused(checkpoints: list[Path], small_twins: None, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(checkpoints[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["label_names"] = [f"class {i}" for i in range(len(CLASSES))]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="classes that are not ImageNet's"):
+        evaluate([str(folder)], ["biaslab-cue-conflict"], tmp_path / "out", device="cpu")
+
+
+def test_checkpoints() -> None:
+    assert [c.label for c in parse_checkpoints(["a/b", "real=c/d", "real=e"])] == ["b", "real", "real"]
+    with pytest.raises(UserError, match="checkpoint a/b is given twice"):
+        parse_checkpoints(["a/b", "x=a/b"])
+    with pytest.raises(UserError, match="have the same name"):
+        parse_checkpoints(["a/b", "c/b"])
+
+
+def test_names_of_benchmarks() -> None:
+    names = [benchmark.name for benchmark in parse_benchmarks(["transfer=/data", "few-shot=/data,biaslab-validation"])]
+    assert names[:2] == ["aircraft", "cars196"]
+    assert len(names) == 8 + 8 * 4 + 1
+    assert "dtd-few-shot-0.1" in names
