@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClassNames": "class_names",
     "ClipFeatures": "rewards.clip_features",
+    "LbGenConfig": "fine_tuning.config",
     "LbGenPipeline": "pipeline_lbgen",
     "LbGenPipelineOutput": "pipeline_lbgen",
+    "LbGenTrainer": "fine_tuning.trainer",
     "UserError": "errors",
     "image_seed": "pipeline_lbgen",
     "load_class_names": "class_names",

@@ -1,4 +1,4 @@
-"""Which classes, noise and negative names the images of a run start from: functions of the image's number alone."""
+"""Which classes, noise and other classes the images of a run start from: functions of the image's number alone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ class Batch:
     """What the images of one micro-batch start from.
 
     Attributes:
-        class_ids: (B,) what to draw.
-        real_ids: (B,) for each image another class, whose name D is shown as real.
+        class_ids: (B,) the classes to sample.
+        real_ids: (B,) for each image another class, whose name the paper's D is shown as real.
         noise: (B, C, h, w) standard normal, float32.
         generators: one an image, for the noise that a scheduler adds on its way.
     """
@@ -32,7 +32,7 @@ def stream(seed: int, purpose: str, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(image_seed(seed, purpose, number))
 
 
-def draw_batch(images: Sequence[int], num_classes: int, latent_shape: tuple[int, ...], seed: int) -> Batch:
+def sample_batch(images: Sequence[int], num_classes: int, latent_shape: tuple[int, ...], seed: int) -> Batch:
     """The images of these numbers, counted over the whole run. Each epoch visits every class once, in its own order."""
     epochs = {i // num_classes for i in images}
     orders = {e: torch.randperm(num_classes, generator=stream(seed, "order", e)) for e in epochs}

@@ -1,20 +1,19 @@
-"""Checkpoints that a kill cannot damage, and the journal beside them."""
+"""Checkpoints that a kill cannot damage, and the journals beside them."""
 
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.files import write_atomically
-from lbgen_hf.fine_tuning.lora import save_lora
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 
 STATE_FILE = "training_state.safetensors"
@@ -28,38 +27,65 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
+    """The number of steps done when the checkpoint was written."""
     return int(_CHECKPOINT.fullmatch(checkpoint.name)[1])
 
 
-def save_checkpoint(
-    output_dir: Path, step: int, unet: UNet2DConditionModel, state: dict[str, Tensor], limit: int | None
-) -> None:
-    """Write `checkpoint-{step}/` under another name, rename it, and remove all but the newest `limit`.
-
-    The UNet's LoRA is written for use, `state` for going on.
-    """
-    temporary = output_dir / f".writing-checkpoint-{step}"
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under another name and rename it: a kill leaves the old folder, the new one, or none."""
+    temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_lora(unet, temporary)
-    contiguous = {name: value.contiguous() for name, value in state.items()}
-    save_file(contiguous, temporary / STATE_FILE, metadata={"step": str(step)})
-    final = output_dir / f"checkpoint-{step}"
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
+    write(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def save_state(folder: Path, step: int, state: dict[str, Tensor], settings: dict[str, str]) -> None:
+    """Write a run's state after `step` steps, and the settings that must not change when it is resumed."""
+    metadata = {"step": str(step), "settings": json.dumps(settings)}
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / STATE_FILE, metadata=metadata)
+
+
+def load_state(checkpoint: Path, settings: dict[str, str]) -> tuple[int, dict[str, Tensor]]:
+    """The step and the state that `save_state` wrote, on the CPU.
+
+    Args:
+        checkpoint: the folder.
+        settings: of the run that resumes.
+
+    Raises:
+        UserError: the file is damaged, or a setting differs from the checkpoint's.
+    """
+    try:
+        with safe_open(checkpoint / STATE_FILE, "pt") as file:
+            metadata, names = file.metadata(), file.keys()
+            state = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {str(error).splitlines()[0]}") from error
+    before = json.loads(metadata["settings"])
+    for name in sorted(settings.keys() | before.keys()):
+        if before.get(name) != settings.get(name):
+            was, now = before.get(name), settings.get(name)
+            raise UserError(f"{checkpoint} began with {name} {was}, it cannot be resumed with {now}")
+    return int(metadata["step"]), state
+
+
+def remove_old(output_dir: Path, limit: int | None) -> None:
+    """Remove all checkpoints but the newest `limit`; None keeps all."""
     for old in checkpoints(output_dir)[: -limit if limit else 0]:
         shutil.rmtree(old)
 
 
 def find_checkpoint(output_dir: Path, resume_from: str | None) -> Path | None:
-    """The checkpoint to go on from: a path, a name within the run, or "latest", which may be none yet.
+    """The checkpoint to resume: a path, a name within the run, or "latest", which may be none yet.
 
     Raises:
         UserError: the path holds no checkpoint; or nothing is to be resumed and the folder holds another run.
     """
     if resume_from is None:
         if checkpoints(output_dir) or (output_dir / LORA_FILE).exists():
-            raise UserError(f"{output_dir} holds another run: --resume_from_checkpoint latest goes on with it")
+            raise UserError(f"{output_dir} holds another run: resume it with --resume_from_checkpoint latest")
         return None
     if resume_from == "latest":
         return next(reversed(checkpoints(output_dir)), None)
@@ -67,20 +93,6 @@ def find_checkpoint(output_dir: Path, resume_from: str | None) -> Path | None:
         if (path / STATE_FILE).is_file():
             return path
     raise UserError(f"no checkpoint {resume_from!r}: give a checkpoint-N folder, or latest")
-
-
-def load_state(checkpoint: Path) -> tuple[int, dict[str, Tensor]]:
-    """The step and the state that `save_checkpoint` wrote, on the CPU.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        with safe_open(checkpoint / STATE_FILE, "pt") as file:
-            names = file.keys()
-            return int(file.metadata()["step"]), {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -100,18 +112,18 @@ def load_optimizer_state(name: str, optimizer: torch.optim.Optimizer, state: dic
 
 
 class Journal:
-    """A file of JSON lines, one a logged step; resuming forgets the lines after the step it goes on from."""
+    """A file of JSON lines, one a logged step; resuming forgets the lines after the step that it resumes from."""
 
     def __init__(self, path: Path, resume_step: int):
         self._path = path
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
         self.rows = [row for row in whole if row["step"] <= resume_step]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
-    def add(self, step: int, figures: dict) -> None:
+    def add(self, step: int, values: dict[str, float]) -> None:
         """Append a row, unless the step has one already."""
         if all(row["step"] != step for row in self.rows):
-            self.rows.append({"step": step, **figures})
-            with self._path.open("a") as file:
+            self.rows.append({"step": step, **values})
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.rows[-1]) + "\n")

@@ -1,7 +1,5 @@
 """The paper's losses: entire-dataset alignment (eq. 5), individual alignment (eq. 6) and quality (eq. 7)."""
 
-from collections.abc import Callable, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,72 +49,3 @@ def draw_other_classes(class_ids: Tensor, num_classes: int, generator: torch.Gen
     """
     others = torch.randint(num_classes - 1, class_ids.shape, generator=generator, device=class_ids.device)
     return others + (others >= class_ids)
-
-
-class TotalLoss:
-    """L = L_en + L_in + lambda L_q (eq. 8) of images, from a frozen CLIP and a frozen quality scorer.
-
-    A term of weight zero is not computed, and what it alone needs is not run.
-
-    Args:
-        clip: has `image_features(images)` and `text_features(texts)`.
-        class_names: the training classes.
-        scorer: images in [0, 1] to scores (B,) in [1, 5]; needed for a quality weight above zero.
-        entire_weight: of L_en. Its D is `discriminator`.
-        individual_weight: of L_in, against "photo of {name}".
-        quality_weight: lambda.
-        saturating: see `entire_dataset_loss`.
-        discriminator: default `Discriminator(feature_dim)`.
-    """
-
-    def __init__(
-        self,
-        clip,
-        class_names: Sequence[str],
-        scorer: Callable[[Tensor], Tensor] | None = None,
-        *,
-        entire_weight: float = 1.0,
-        individual_weight: float = 1.0,
-        quality_weight: float = 0.1,
-        saturating: bool = False,
-        discriminator: nn.Module | None = None,
-    ):
-        self.clip = clip
-        self.scorer = scorer
-        self.weights = {"entire": entire_weight, "individual": individual_weight, "quality": quality_weight}
-        self.saturating = saturating
-        self.name_features = clip.text_features(class_names).float()
-        self.description_features = clip.text_features([f"photo of {name}" for name in class_names]).float()
-        self.discriminator = discriminator or Discriminator(self.name_features.shape[-1])
-        self.discriminator.to(self.name_features.device)
-
-    @property
-    def trains_discriminator(self) -> bool:
-        return self.weights["entire"] != 0
-
-    def __call__(self, images: Tensor, class_ids: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """The generator's loss.
-
-        Args:
-            images: (B, 3, H, W) in about [0, 1], with a graph.
-            class_ids: (B,) each image's class.
-
-        Returns:
-            The total, its terms by name without their weights, and the image features (None when no term needs them).
-        """
-        terms, features = {}, None
-        if self.weights["entire"] or self.weights["individual"]:
-            features = self.clip.image_features(images).to(self.name_features.dtype)
-        if self.weights["entire"]:
-            terms["entire"] = entire_dataset_loss(self.discriminator(features), self.saturating)
-        if self.weights["individual"]:
-            terms["individual"] = individual_loss(features, self.description_features[class_ids])
-        if self.weights["quality"]:
-            terms["quality"] = quality_loss(self.scorer(images))
-        return sum(self.weights[name] * term for name, term in terms.items()), terms, features
-
-    def of_discriminator(self, features: Tensor, real_ids: Tensor) -> Tensor:
-        """D's loss on image features (B, D), cut from their graph, and on the names of other classes (B,)."""
-        return discriminator_loss(
-            self.discriminator(self.name_features[real_ids]), self.discriminator(features.detach())
-        )

@@ -17,12 +17,12 @@ import torch
 from timing import compare, write_results
 from torch import Tensor
 
-from lbgen_hf.fine_tuning.batches import draw_batch
+from lbgen_hf.fine_tuning.alignment import PaperAlignment, TotalLoss
+from lbgen_hf.fine_tuning.batches import sample_batch
+from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.lora import add_lora
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.losses import (
-    Discriminator,
-    TotalLoss,
     discriminator_loss,
     entire_dataset_loss,
     individual_loss,
@@ -46,10 +46,11 @@ class Stack:
         for parameter in self.parameters:  # both factors non-zero, so that every gradient is
             torch.nn.init.normal_(parameter, std=0.02)
         shape = (self.unet.config.in_channels, *[self.unet.config.sample_size] * 2)
-        self.batch = draw_batch(range(batch_size), len(class_names), shape, seed=0)
+        self.batch = sample_batch(range(batch_size), len(class_names), shape, seed=0)
         self.trained_steps = choose_trained_steps(steps, min(5, steps), torch.Generator().manual_seed(0))
-        self.discriminator = Discriminator(clip.feature_dim)
-        self.loss = TotalLoss(clip, class_names, scorer, quality_weight=0.0, discriminator=self.discriminator)
+        self.alignment = PaperAlignment(clip, class_names, LbGenConfig())
+        self.discriminator = self.alignment.discriminator
+        self.loss = TotalLoss(clip, self.alignment, quality_weight=0.0)
         self.embeds, self.negative = self.encode(class_names), self.encode([""])
 
     @torch.no_grad()
@@ -69,7 +70,7 @@ class Stack:
         )
         total, _, features = self.loss(decode_latents(self.vae, latents), batch.class_ids)
         total.backward(inputs=self.parameters)
-        self.loss.of_discriminator(features, batch.real_ids).backward()
+        self.alignment.update(features.detach(), batch.class_ids, batch.real_ids, torch.Generator())
 
     def plain(self) -> None:
         """One step as the authors' code does it, with the paper's loss."""
@@ -243,7 +244,8 @@ def benchmark_sd15(steps: int) -> dict:
         images = timed("vae", lambda: decode_latents(stack.vae, latents.bfloat16()).float())
     total, _, features = timed("clip", lambda: stack.loss(images, batch.class_ids))
     timed("backward", lambda: total.backward(inputs=stack.parameters))
-    timed("discriminator", lambda: stack.loss.of_discriminator(features, batch.real_ids).backward())
+    shown = features.detach(), batch.class_ids, batch.real_ids, torch.Generator()
+    timed("discriminator", lambda: stack.alignment.update(*shown))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "settings": f"SD1.5, ViT-L/14, random weights, 512x512, bf16, CPU, batch 1, {steps} steps, 5 trained, rank 128",

@@ -3,7 +3,7 @@
     python tests/benchmarks/training_levers.py --minutes 4
 
 Each variant trains with training/configs/tiny.yaml and one change, for the same time on the clock, one after the other;
-then the judge sees pictures from class names, drawn by all of them from the same noise. Writes
+then the judge sees images of class names, sampled by all of them from the same noise. Writes
 results/training_levers.json.
 """
 
@@ -20,15 +20,16 @@ from timing import write_results
 from lbgen_hf.fine_tuning.checkpoints import checkpoints, step_of
 
 TRAINING = Path(__file__).parents[2] / "training"
-FIVE_OF_TWENTY = ["--num_inference_steps", "20", "--num_trained_steps", "5"]
+FIVE_OF_TWENTY = ["--num_inference_steps", "20", "--num_gradient_steps", "5"]
+GUIDED_HALF = ["--guidance_start", "0.25", "--guidance_stop", "0.75"]
 VARIANTS = {
     "10 of 10 steps, through (tiny.yaml)": [],
     "10 of 10 steps, through, batch 36": ["--train_batch_size", "36"],
     "5 of 20 steps, through": FIVE_OF_TWENTY,
-    "5 of 20 steps, stop": [*FIVE_OF_TWENTY, "--unet_input", "stop"],
+    "5 of 20 steps, stop": [*FIVE_OF_TWENTY, "--detach_unet_input"],
     "5 of 20 steps, through, early exit": [*FIVE_OF_TWENTY, "--early_exit"],
-    "5 of 20 steps, through, guidance in the middle half": [*FIVE_OF_TWENTY, "--guidance_interval", "0.25", "0.75"],
-    "5 of 20 steps, through, guidance throughout": [*FIVE_OF_TWENTY, "--guidance_interval", "0", "1"],
+    "5 of 20 steps, through, guidance in the middle half": [*FIVE_OF_TWENTY, *GUIDED_HALF],
+    "5 of 20 steps, through, guidance throughout": [*FIVE_OF_TWENTY, "--guidance_stop", "1"],
 }
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="Of training, for each variant.")
     parser.add_argument("--images_per_class", type=int, default=50)
-    parser.add_argument("--num_inference_steps", type=int, default=25, help="Of the pictures that are judged.")
+    parser.add_argument("--num_inference_steps", type=int, default=25, help="Of the images that are judged.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         trained = {}
@@ -69,7 +70,7 @@ def main() -> None:
         command += ["--num_inference_steps", str(args.num_inference_steps)]
         folders = [variant.pop("folder") for variant in trained.values()]
         subprocess.run([*command, "--lora", *folders], check=True)
-        tables = json.loads(measured.read_text())["tables"]
+        tables = json.loads(measured.read_text(encoding="utf-8"))["tables"]
     for folder, variant in zip(folders, trained.values(), strict=True):
         variant["relative"] = {row["name"]: row["relative"] for row in tables[str(folder)]}
     settings = {name: str(value) for name, value in vars(args).items()}

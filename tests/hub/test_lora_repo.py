@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import ModelCard
 from loopback import Hub, Repo
 
-from lbgen_hf.fine_tuning.lora import add_lora, push, save_lora, write_card
+from lbgen_hf.errors import UserError
+from lbgen_hf.fine_tuning.card import create_repo, push, write_card
+from lbgen_hf.fine_tuning.config import LbGenConfig
+from lbgen_hf.fine_tuning.lora import add_lora, save_lora
+from lbgen_hf.fine_tuning.trainer import LbGenTrainer
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
 BASE, LORA = "ada/base", "ada/lora"
@@ -32,7 +37,9 @@ def published(hub: Hub, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     folder = tmp_path / "lora"
     folder.mkdir()
     save_lora(pipe.unet, folder)
-    write_card(folder, base_model=BASE, class_names=pipe.class_labels, options={}, rows=[], step=1)
+    config = LbGenConfig(pretrained_model_name_or_path=BASE, output_dir=folder, push_to_hub=True, hub_model_id=LORA)
+    assert create_repo(config) == LORA
+    write_card(folder, config, pipe.class_labels, rows=[], step=1, repo_id=LORA)
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "state.pt").write_bytes(b"optimizer")
     push(folder, LORA)
@@ -46,7 +53,22 @@ def draw(pipe) -> np.ndarray:
 
 
 def test_only_the_lora_its_card_and_its_pipeline_are_uploaded(hub: Hub, published: np.ndarray) -> None:
-    assert set(hub.repos["models", LORA].files) == {"README.md", "pipeline.py", "pytorch_lora_weights.safetensors"}
+    lora, *beside = "pytorch_lora_weights.safetensors", "README.md", "lbgen_config.yaml", "pipeline.py"
+    assert set(hub.repos["models", LORA].files) == {lora, *beside}
+
+
+def test_the_card_that_is_uploaded(hub: Hub, published: np.ndarray) -> None:
+    card = ModelCard(hub.repos["models", LORA].files["README.md"].decode())
+    assert (card.data.base_model, card.data.model_name) == (BASE, None)
+    assert f'LbGenPipeline.from_pretrained("{LORA}")' in card.text
+
+
+def test_a_hub_that_refuses_is_found_before_training(hub: Hub, tmp_path: Path) -> None:
+    config = LbGenConfig(
+        pretrained_model_name_or_path=BASE, output_dir=tmp_path, push_to_hub=True, hub_model_id="no/t/ok"
+    )
+    with pytest.raises(UserError, match="cannot create no/t/ok on the Hub"):
+        LbGenTrainer(config).train()
 
 
 def test_lbgen_pipeline_loads_it_with_its_base(published: np.ndarray) -> None:

@@ -8,7 +8,6 @@ from torch import nn
 
 from lbgen_hf.rewards.losses import (
     Discriminator,
-    TotalLoss,
     discriminator_loss,
     draw_other_classes,
     entire_dataset_loss,
@@ -76,88 +75,3 @@ def test_negative_class_is_never_the_own_and_uniform_over_the_others():
     expected = 2 * draws / (num_classes * (num_classes - 1))
     chi_square = ((off_diagonal - expected) ** 2 / expected).sum()
     assert chi_square < 54  # 24 degrees of freedom, p > 0.0004
-
-
-class FakeClip:
-    """Image features are a linear map of the mean colour; counts its calls."""
-
-    def __init__(self):
-        generator = torch.Generator().manual_seed(5)
-        self.map = torch.randn(3, 6, generator=generator, dtype=torch.float64)
-        self.calls = 0
-
-    def image_features(self, images):
-        self.calls += 1
-        return nn.functional.normalize(images.mean((2, 3)).double() @ self.map, dim=-1)
-
-    def text_features(self, texts):
-        rows = [
-            torch.randn(6, generator=torch.Generator().manual_seed(len(text) * 31 + ord(text[0]))) for text in texts
-        ]
-        return nn.functional.normalize(torch.stack(rows), dim=-1)
-
-
-def score(images):
-    return 1 + 4 * images.mean((1, 2, 3)).sigmoid()
-
-
-def total_loss(clip, **weights) -> TotalLoss:
-    torch.manual_seed(0)
-    return TotalLoss(clip, ["crane", "fish", "ring"], score, **weights)
-
-
-@pytest.fixture
-def images():
-    generator = torch.Generator().manual_seed(6)
-    return torch.rand(4, 3, 8, 8, generator=generator).requires_grad_()
-
-
-CLASS_IDS = torch.tensor([0, 1, 2, 1])
-WEIGHTS = {"entire_weight": 1.0, "individual_weight": 1.0, "quality_weight": 0.1}
-
-
-def test_total_is_equation_8(images):
-    clip = FakeClip()
-    loss = total_loss(clip)
-    total, terms, features = loss(images, CLASS_IDS)
-    assert clip.calls == 1
-    descriptions = clip.text_features(["photo of crane", "photo of fish", "photo of ring"])[CLASS_IDS]
-    torch.testing.assert_close(terms["entire"], entire_dataset_loss(loss.discriminator(features)))
-    torch.testing.assert_close(terms["individual"], individual_loss(features, descriptions))
-    torch.testing.assert_close(terms["quality"], quality_loss(score(images)))
-    torch.testing.assert_close(total, terms["entire"] + terms["individual"] + 0.1 * terms["quality"])
-
-
-@pytest.mark.parametrize("dropped", WEIGHTS)
-def test_dropping_one_loss_changes_the_total_by_exactly_that_one(images, dropped):
-    name = dropped.removesuffix("_weight")
-    total, terms, _ = total_loss(FakeClip())(images, CLASS_IDS)
-    rest, rest_terms, _ = total_loss(FakeClip(), **{dropped: 0.0})(images, CLASS_IDS)
-    torch.testing.assert_close(total - rest, WEIGHTS[dropped] * terms[name])
-    assert set(rest_terms) == set(terms) - {name}
-
-
-@pytest.mark.parametrize("kept", WEIGHTS)
-def test_each_loss_alone_has_a_gradient(images, kept):
-    weights = {name: float(name == kept) for name in WEIGHTS}
-    total_loss(FakeClip(), **weights)(images, CLASS_IDS)[0].backward()
-    assert images.grad.abs().max() > 1e-6
-
-
-def test_a_weight_of_zero_runs_nothing(images):
-    clip = FakeClip()
-    loss = TotalLoss(clip, ["a", "b"], None, entire_weight=0, individual_weight=0, quality_weight=1)
-    loss.scorer = score
-    assert loss(images, CLASS_IDS.clamp(max=1))[2] is None
-    assert clip.calls == 0
-    loss = TotalLoss(clip, ["a", "b"], None, quality_weight=0)  # no scorer at hand
-    loss(images, CLASS_IDS.clamp(max=1))
-    assert clip.calls == 1
-
-
-def test_the_discriminator_learns_from_features_without_their_graph(images):
-    loss = total_loss(FakeClip())
-    _, _, features = loss(images, CLASS_IDS)
-    loss.of_discriminator(features, torch.tensor([1, 2, 0, 0])).backward()
-    assert images.grad is None
-    assert all(p.grad is not None for p in loss.discriminator.parameters())

@@ -1,0 +1,170 @@
+"""What is published with a LoRA: its model card, the config that trains it again, and pipeline.py."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from lbgen_hf import pipeline_lbgen
+from lbgen_hf.errors import UserError
+from lbgen_hf.files import write_atomically
+from lbgen_hf.fine_tuning.config import LbGenConfig
+from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE
+
+CONFIG_FILE = "lbgen_config.yaml"
+_PUBLISHED = [LORA_FILE, CONFIG_FILE, "README.md", "pipeline.py"]
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError, ValueError)
+
+_TEXT = """
+# {name}
+
+A LoRA for {base}:
+with it the model generates less biased images of a class from its bare name. It was trained on {num_classes} class
+names and no images, with the method of
+[Low-Biased General Annotated Dataset Generation](https://arxiv.org/abs/2412.10831) (CVPR 2025).
+
+## Use
+
+```python
+from lbgen_hf import LbGenPipeline
+
+pipe = LbGenPipeline.from_pretrained("{name}")  # with its base model
+image = pipe("{class_name}", seed=0).images[0]
+```
+
+In plain diffusers `pipe.load_lora_weights("{name}")` loads it on the base model.
+The prompt is the bare class name, the guidance scale 2.
+{metrics}
+## Training
+
+The LoRA of step {step}. This command, in a checkout of lbgen_hf, trains it again from `{config_file}` beside this card:
+
+```bash
+accelerate launch --num_processes {num_processes} training/train_lbgen.py --config {config_file} --output_dir lbgen-lora
+```
+
+What differs from the paper's settings:
+
+{settings}
+"""
+
+_METRICS = """
+## Validation metrics
+
+{table}
+
+Means over images of noise that the training never saw; `class_accuracy` is zero-shot, under {judge}.
+"""
+
+
+def write_card(
+    folder: Path,
+    config: LbGenConfig,
+    class_names: Sequence[str],
+    *,
+    rows: list[dict],
+    step: int,
+    num_processes: int = 1,
+    repo_id: str | None = None,
+) -> None:
+    """Write README.md, lbgen_config.yaml and pipeline.py beside the LoRA.
+
+    Args:
+        folder: where the LoRA is.
+        config: of the run.
+        class_names: the training classes.
+        rows: validation metrics by step, step 0 first; may be empty.
+        step: the step whose LoRA is kept.
+        num_processes: of the run.
+        repo_id: the LoRA's repo, where it is published; default: the folder.
+    """
+    shutil.copyfile(pipeline_lbgen.__file__, folder / "pipeline.py")
+    write_atomically(folder / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    name, base = repo_id or str(folder), config.pretrained_model_name_or_path
+    kept = [row for row in rows if row["step"] in (0, step)]
+    judge = config.eval_clip_model or "the reward's own CLIP"
+    license = license_of(base, config.revision)
+    data = ModelCardData(
+        base_model=base,
+        license=license or "other",
+        license_name=None if license else "as-the-base-model",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["lora", "diffusers", "text-to-image", "lbgen", "low-bias"],
+        model_name=name if kept else None,
+        eval_results=_eval_results(kept[-1], config, len(class_names)) if kept else None,
+    )
+    text = _TEXT.format(
+        name=name,
+        base=f"`{base}`, the small model shipped inside lbgen_hf" if base == LBGEN_TINY else f"`{base}`",
+        num_classes=len(class_names),
+        class_name=class_names[0],
+        metrics=_METRICS.format(table=_table(kept), judge=judge) if kept else "",
+        step=step,
+        config_file=CONFIG_FILE,
+        num_processes=num_processes,
+        settings="\n".join(f"- `{key}`: {value}" for key, value in config.differences().items()) or "Nothing.",
+    )
+    write_atomically(folder / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")))
+
+
+def license_of(base_model: str, revision: str | None = None) -> str | None:
+    """The licence in a base model's card, in its folder or on the Hub; None where none can be read."""
+    if base_model == LBGEN_TINY:
+        return "apache-2.0"
+    folder = Path(base_model)
+    try:
+        if folder.is_dir():
+            return ModelCard.load(folder / "README.md").data.license
+        return getattr(HfApi().model_info(base_model, revision=revision).card_data, "license", None)
+    except _HUB_ERRORS:
+        return None
+
+
+def _eval_results(row: dict, config: LbGenConfig, num_classes: int) -> list[EvalResult]:
+    noise = (
+        f"images of {min(config.num_validation_classes, num_classes)} classes, validation noise of seed {config.seed}"
+    )
+    return [
+        EvalResult("text-to-image", "lbgen-validation", noise, metric, round(value, 4))
+        for metric, value in row.items()
+        if metric != "step"
+    ]
+
+
+def _table(rows: list[dict]) -> str:
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([f"{row[name]:.4g}" for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def create_repo(config: LbGenConfig) -> str:
+    """Create the LoRA's repo, so that a name or a token that the Hub refuses is found before training. Returns its id.
+
+    Raises:
+        UserError: the Hub refuses or cannot be reached, or the base model is not on the Hub.
+    """
+    base = config.pretrained_model_name_or_path
+    if Path(base).is_dir():
+        raise UserError(f"push_to_hub needs a base model with a Hub id, which the card names; {base} is a folder")
+    repo_id = config.hub_model_id or config.output_dir.resolve().name
+    try:
+        return HfApi().create_repo(repo_id, private=config.hub_private, exist_ok=True).repo_id
+    except _HUB_ERRORS as error:
+        raise UserError(f"cannot create {repo_id} on the Hub: {str(error).strip().splitlines()[0]}") from error
+
+
+def push(folder: Path, repo_id: str) -> str:
+    """Upload the LoRA, its card, its config and pipeline.py, and nothing else. Returns the commit's address.
+
+    Raises:
+        UserError: the Hub refuses or cannot be reached; the files stay in `folder`.
+    """
+    try:
+        return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=_PUBLISHED))
+    except _HUB_ERRORS as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot upload to {repo_id}: {reason}; the LoRA is in {folder}") from error

@@ -1,0 +1,79 @@
+"""The LoRA's card: its metadata, its example, and the config that trains the LoRA again."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.fine_tuning.card import CONFIG_FILE, license_of, write_card
+from lbgen_hf.fine_tuning.config import LbGenConfig, parse_config
+
+ROWS = [
+    {"step": 0, "alignment": 0.2, "class_accuracy": 0.5},
+    {"step": 10, "alignment": 0.25, "class_accuracy": 0.75},
+    {"step": 20, "alignment": 0.9, "class_accuracy": 0.1},
+]
+
+
+@pytest.fixture
+def card(tmp_path: Path):
+    def write(rows=ROWS, **options) -> ModelCard:
+        config = LbGenConfig(**options)
+        write_card(tmp_path, config, ["star", "fish"], rows=rows, step=10, num_processes=2, repo_id="ada/lora")
+        return ModelCard.load(tmp_path / "README.md", ignore_metadata_errors=False)
+
+    return write
+
+
+def command_of(card: ModelCard) -> list[str]:
+    """The arguments of the card's training command."""
+    block = card.text.split("```bash\n")[1].split("```")[0]
+    return shlex.split(block)[shlex.split(block).index("training/train_lbgen.py") + 1 :]
+
+
+def test_metadata(card):
+    data = card(class_names="biaslab").data
+    assert (data.base_model, data.license, data.library_name) == ("lbgen-tiny", "apache-2.0", "diffusers")
+    assert {"lora", "lbgen"} <= set(data.tags)
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {"alignment": 0.25, "class_accuracy": 0.75}
+    assert data.eval_results[0].dataset_name == "images of 2 classes, validation noise of seed 0"
+
+
+def test_text(card):
+    text = card().text
+    assert 'LbGenPipeline.from_pretrained("ada/lora")' in text
+    assert "shipped inside lbgen_hf" in text  # its base is no repo of the Hub
+    assert "| 10 | 0.25 | 0.75 |" in text
+    assert "| 20 |" not in text
+    assert "--num_processes 2 " in text
+    assert "Validation metrics" not in card(rows=[]).text
+
+
+def test_a_base_model_of_a_hostile_name_stays_a_string(card, tmp_path):
+    (tmp_path / "a: {b}").mkdir()
+    base = str(tmp_path / "a: {b}")
+    assert card(pretrained_model_name_or_path=base).data.base_model == base
+
+
+def test_the_licence_is_the_base_models(tmp_path):
+    assert license_of("lbgen-tiny") == "apache-2.0"
+    assert license_of(str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
+    assert license_of(str(tmp_path)) == "creativeml-openrail-m"
+
+
+def test_the_card_trains_the_lora_again(card, tmp_path, monkeypatch):
+    options = {"seed": 5, "lora_rank": 3, "lora_alpha": 1.5, "early_exit": True, "learning_rate": 1.5e-3}
+    command = command_of(card(**options))
+    monkeypatch.chdir(tmp_path)
+    assert parse_config(command).to_dict() == LbGenConfig(**options).to_dict()
+
+
+def test_the_shipped_lora_has_such_a_card(monkeypatch):
+    card = ModelCard.load(MODELS / "lora" / "README.md", ignore_metadata_errors=False)
+    assert (card.data.base_model, card.data.license) == ("lbgen-tiny", "apache-2.0")
+    monkeypatch.chdir(MODELS / "lora")
+    assert parse_config(command_of(card)).to_dict() == LbGenConfig.from_yaml(CONFIG_FILE).to_dict()
