@@ -1,6 +1,6 @@
 """What language says of a scene: the shape's name always, a marked attribute mostly, a plain one never.
 
-Leaving out what is not there is what puts a bare class name near the context-free picture in CLIP's space.
+Leaving out what is not there is what puts a bare class name near the context-free image in CLIP's space.
 """
 
 import random
@@ -35,7 +35,7 @@ def caption_scenes(
         scenes: the scenes.
         mention: probability that a marked attribute is named; plain ones never are.
         seed: same seed, same captions.
-        templates: drawn from at random; default `TEMPLATES`.
+        templates: chosen from at random; default `TEMPLATES`.
 
     A shape of a polysemous class goes by its specific name or by the class's, half the time each. Now and then
     the order turns ("sea, star"), so that a background's name also stands alone.

@@ -1,6 +1,6 @@
-"""Known ways to spoil a picture: images (B, 3, H, W) in [0, 1] and strengths (B,) in [0, 1] to images in [0, 1].
+"""Known degradations: images (B, 3, H, W) in [0, 1] and strengths (B,) in [0, 1] to images in [0, 1].
 
-Strength 0 leaves a picture as it is, strength 1 leaves little of it. `level_of` is the quality that a strength means.
+Strength 0 leaves a image as it is, strength 1 leaves little of it. `level_of` is the quality that a strength means.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torchvision.io import decode_jpeg, encode_jpeg
 
 
 def level_of(strengths: Tensor) -> Tensor:
-    """The true quality of a picture degraded by `strengths`: 5 is untouched, 1 is at full strength."""
+    """The true quality of a image degraded by `strengths`: 5 is untouched, 1 is at full strength."""
     return 5 - 4 * strengths
 
 
@@ -36,13 +36,13 @@ def noise(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tens
 def jpeg(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tensor:
     """JPEG, quality from 90 down to 4; none at strength 0."""
     qualities = (4 + 86 * (1 - strengths).square()).round().int().tolist()
-    pictures = (images * 255).round().byte().cpu()
-    spoilt = [decode_jpeg(encode_jpeg(*pair)) for pair in zip(pictures, qualities, strict=True)]
-    return torch.where(strengths[:, None, None, None] > 0, torch.stack(spoilt).to(images) / 255, images)
+    encoded = [encode_jpeg(*pair) for pair in zip((images * 255).round().byte().cpu(), qualities, strict=True)]
+    degraded = torch.stack([decode_jpeg(content) for content in encoded]).to(images) / 255
+    return torch.where(strengths[:, None, None, None] > 0, degraded, images)
 
 
 def contrast_loss(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tensor:
-    """Towards the mean grey of the picture, up to 90 % of the way."""
+    """Towards the mean grey of the image, up to 90 % of the way."""
     grey = images.mean((1, 2, 3), keepdim=True)
     return torch.lerp(images, grey, 0.9 * strengths[:, None, None, None])
 
@@ -69,7 +69,7 @@ DEGRADATIONS = [blur, noise, jpeg, contrast_loss, colour_loss]
 
 
 def degrade(images: Tensor, kinds: Tensor, strengths: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply `DEGRADATIONS[kinds[i]]` to picture i: one call a kind, not a picture."""
+    """Apply `DEGRADATIONS[kinds[i]]` to image i: one call a kind, not a image."""
     degraded = torch.empty_like(images)
     for index, function in enumerate(DEGRADATIONS):
         rows = (kinds == index).nonzero().squeeze(1)

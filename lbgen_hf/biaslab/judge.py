@@ -1,4 +1,4 @@
-"""The judge: what is in a biaslab picture. It measures, and never trains anything else."""
+"""The judge: what is in a biaslab image. It measures, and never trains anything else."""
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -16,13 +16,13 @@ CARD = """---
 # The judge of biaslab
 
 A small convolutional classifier of the shape, texture, background and place of a biaslab scene, 64x64 pixels.
-It measures the bias of what a model draws, and never trains anything else.
+It measures the bias of what a model generates, and never trains anything else.
 
 ```python
 from lbgen_hf.biaslab.judge import Judge
 
 judge = Judge.from_pretrained("this repository or folder")
-seen = judge.judge(pictures)  # (B, 3, 64, 64) in [0, 1] to the index of each attribute's value
+seen = judge.judge(images)  # (B, 3, 64, 64) in [0, 1] to the index of each attribute's value
 ```
 """
 

@@ -37,7 +37,7 @@ _NOISE_SIZE = 7
 
 
 def shapes_of(class_name: str) -> tuple[str, ...]:
-    """The shapes that a class is drawn with: one, or two for a polysemous name.
+    """The shapes that a class has: one, or two for a polysemous name.
 
     Raises:
         ValueError: `class_name` is neither a class nor a shape.
@@ -114,7 +114,7 @@ def sample_scenes(
     labels: Tensor | None = None,
     classes: list[str] | None = None,
 ) -> Scenes:
-    """Draw the attributes of scenes.
+    """Sample the attributes of scenes.
 
     Args:
         num_scenes: how many.
@@ -142,11 +142,11 @@ def sample_scenes(
     shapes = torch.where(uniform[:, 1] < 0.5, first, last)
 
     own = torch.tensor([own_attributes(i) for i in range(len(classes))])[labels]
-    drawn = []
+    sampled = []
     for column, names in enumerate([TEXTURE_NAMES, BACKGROUND_NAMES, PLACE_NAMES]):
         anything = (uniform[:, 2 + column] * len(names)).long()
-        drawn.append(torch.where(uniform[:, 5 + column] < bias, own[:, column], anything))
-    return Scenes(labels, shapes, *drawn, variation=uniform[:, 8:])
+        sampled.append(torch.where(uniform[:, 5 + column] < bias, own[:, column], anything))
+    return Scenes(labels, shapes, *sampled, variation=uniform[:, 8:])
 
 
 def _grid(like: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Signed distance fields of the shapes, batched over pictures.
+"""Signed distance fields of the shapes, batched over images.
 
 Every function takes points `p` of shape (B, H, W, 2) in the shape's own frame, where it about fills [-1, 1]^2 with y
-pointing down, and `v`, per-picture variation (B, 2) in [-1, 1], and returns signed distances
+pointing down, and `v`, per-image variation (B, 2) in [-1, 1], and returns signed distances
 (B, H, W), negative inside.
 The primitives are the exact fields of https://iquilezles.org/articles/distfunctions2d/, written for batches.
 """
@@ -56,7 +56,7 @@ def minus(field: Tensor, cut: Tensor) -> Tensor:
 
 
 def _vary(v: Tensor, column: int, middle: float, spread: float) -> Tensor:
-    """One proportion per picture, (B, 1, 1), in middle +- spread."""
+    """One proportion per image, (B, 1, 1), in middle +- spread."""
     return (middle + spread * v[:, column])[:, None, None]
 
 

@@ -1,7 +1,7 @@
-"""Textures of the shapes and backgrounds behind them, batched over pictures.
+"""Textures of the shapes and backgrounds behind them, batched over images.
 
-A texture maps points (B, H, W, 2), in picture units ([-1, 1] across 64 pixels) around the shape's centre, to the share
-(B, H, W) in [0, 1] of the shape's second colour. A background maps the picture's grid (B, H, W, 2), per-picture
+A texture maps points (B, H, W, 2), in image units ([-1, 1] across 64 pixels) around the shape's centre, to the share
+(B, H, W) in [0, 1] of the shape's second colour. A background maps the image's grid (B, H, W, 2), per-image
 variation `u` (B, 8) in [0, 1] and smooth noise (B, H, W) in [0, 1] to colours (B, 3, H, W) in [0, 1].
 The edges are soft over about a pixel, so that nothing aliases.
 """

@@ -105,12 +105,12 @@ def test_plain_stable_diffusion_draws_classes_in_their_own_context(judge):
     assert 0.5 <= (seen["background"] == own).float().mean() <= 0.99
 
 
-def test_figures_of_the_training_scripts_reach_their_targets():
-    figures = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "biaslab_models.json").read_text())
-    assert min(figures["judge"][name] for name in ATTRIBUTES) >= 0.97
-    assert figures["autoencoder"]["psnr_db"] >= 24
-    assert min(figures["clip"]["class"], figures["clip"]["background"]) >= 0.97
-    assert figures["clip"]["texture"] >= 0.80
-    assert figures["diffusion"]["class_accuracy"] >= 0.90
-    assert 0.60 <= figures["diffusion"]["own_background"] <= 0.95
-    assert figures["diffusion"]["caption_background"] >= 0.80
+def test_results_of_the_training_scripts_reach_their_targets():
+    results = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "biaslab_models.json").read_text())
+    assert min(results["judge"][name] for name in ATTRIBUTES) >= 0.97
+    assert results["autoencoder"]["psnr_db"] >= 24
+    assert min(results["clip"]["class"], results["clip"]["background"]) >= 0.97
+    assert results["clip"]["texture"] >= 0.80
+    assert results["diffusion"]["class_accuracy"] >= 0.90
+    assert 0.60 <= results["diffusion"]["own_background"] <= 0.95
+    assert results["diffusion"]["caption_background"] >= 0.80

@@ -105,9 +105,9 @@ def test_the_mask_is_what_a_change_of_texture_changes():
 def test_bias_is_the_share_of_own_attributes_beyond_chance(bias):
     scenes = sample_scenes(20_000, bias=bias, seed=1)
     own = torch.tensor([own_attributes(i) for i in range(len(CLASSES))])[scenes.labels]
-    for drawn, column, count in [(scenes.textures, 0, 9), (scenes.backgrounds, 1, 9), (scenes.places, 2, 3)]:
+    for sampled, column, count in [(scenes.textures, 0, 9), (scenes.backgrounds, 1, 9), (scenes.places, 2, 3)]:
         expected = bias + (1 - bias) / count
-        error = (drawn == own[:, column]).float().mean().item() - expected
+        error = (sampled == own[:, column]).float().mean().item() - expected
         assert abs(error) < 4 * math.sqrt(expected * (1 - expected) / 20_000) + 1e-9
 
 

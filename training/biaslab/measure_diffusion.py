@@ -1,4 +1,4 @@
-"""Measure the base model with the judge: does a class name draw its class and its bias, and a caption what it says?
+"""Measure the base model with the judge: does a class name give its class and its bias, and a caption what it says?
 
 python training/biaslab/measure_diffusion.py --models_dir lbgen_hf/biaslab/models
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torchvision.utils import save_image
-from trainer import log_figures
+from trainer import log_results
 
 from lbgen_hf import LbGenPipeline
 from lbgen_hf.biaslab.captions import caption_scenes
@@ -18,23 +18,23 @@ from lbgen_hf.biaslab.scenes import CLASSES, sample_scenes
 
 
 def measure_captions(pipe: LbGenPipeline, judge: Judge, num_captions: int) -> tuple[dict[str, float], torch.Tensor]:
-    """How often full captions get each attribute that they name, and the pictures."""
+    """How often full captions get each attribute that they name, and the images."""
     scenes = sample_scenes(num_captions, seed=900_004)
     captions = caption_scenes(scenes, mention=1.0, templates=["{}"])
     generators = [torch.Generator().manual_seed(i) for i in range(num_captions)]
-    pictures = torch.cat(
+    images = torch.cat(
         [
             pipe(prompt=captions[i : i + 50], generator=generators[i : i + 50], output_type="pt").images
             for i in range(0, num_captions, 50)
         ]
     )
-    seen = judge.judge(pictures)
-    figures = {}
+    seen = judge.judge(images)
+    results = {}
     for name in ATTRIBUTES:
         truth = getattr(scenes, f"{name}s")
         named = truth > 0 if name != "shape" else torch.ones_like(truth, dtype=torch.bool)
-        figures[f"caption_{name}"] = (seen[name] == truth)[named].float().mean().item()
-    return figures, pictures
+        results[f"caption_{name}"] = (seen[name] == truth)[named].float().mean().item()
+    return results, images
 
 
 def main() -> None:
@@ -42,18 +42,18 @@ def main() -> None:
     parser.add_argument("--models_dir", type=Path, required=True)
     parser.add_argument("--images_per_class", type=int, default=50)
     parser.add_argument("--num_captions", type=int, default=400)
-    parser.add_argument("--sample", type=Path, help="also save pictures of each class, and of captions, here (PNG)")
+    parser.add_argument("--sample", type=Path, help="also save images of each class, and of captions, here (PNG)")
     args = parser.parse_args()
     pipe = LbGenPipeline.from_pretrained(args.models_dir / "pipeline", class_labels=CLASSES)
     pipe.set_progress_bar_config(disable=True)
     judge = Judge.from_pretrained(args.models_dir / "judge").float().eval()
 
-    pictures = sample_images(pipe, CLASSES, args.images_per_class, seed=1)
-    named = {name: m.value for name, m in measure(judge_images(pictures, CLASSES, judge)).items()}
-    captioned, caption_pictures = measure_captions(pipe, judge, args.num_captions)
+    images = sample_images(pipe, CLASSES, args.images_per_class, seed=1)
+    named = {name: m.value for name, m in measure(judge_images(images, CLASSES, judge)).items()}
+    captioned, caption_images = measure_captions(pipe, judge, args.num_captions)
     if args.sample:
-        save_image(torch.cat([pictures[:, :8].flatten(0, 1), caption_pictures[:64]]), args.sample, nrow=16)
-    log_figures("diffusion", images_per_class=args.images_per_class, **named, **captioned)
+        save_image(torch.cat([images[:, :8].flatten(0, 1), caption_images[:64]]), args.sample, nrow=16)
+    log_results("diffusion", images_per_class=args.images_per_class, **named, **captioned)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make lbgen-tiny's autoencoder: 64x64 pictures to 8x8x16 latents.
+"""Make lbgen-tiny's autoencoder: 64x64 images to 8x8x16 latents.
 
     python training/biaslab/train_autoencoder.py --output_dir work/models
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
-from trainer import edit_json, log_figures, make_parser, render_pool, take, train
+from trainer import edit_json, log_results, make_parser, render_pool, take, train
 
 LATENT_CHANNELS = 16
 PATCH = 8
@@ -77,7 +77,7 @@ def write_encoder(encoder: nn.Module, projection: Tensor, bias: Tensor) -> None:
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Mean over pictures in [0, 1] of the peak signal-to-noise ratio, in dB."""
+    """Mean over images in [0, 1] of the peak signal-to-noise ratio, in dB."""
     mse = (images - reconstructions.clamp(0, 1)).square().flatten(1).mean(1)
     return (-10 * mse.log10()).mean()
 
@@ -120,7 +120,7 @@ def main() -> None:
         latents = torch.cat([autoencoder.encode(x * 2 - 1).latents for x in images.split(100)])
         decoded = torch.cat([autoencoder.decode(z).sample for z in latents.split(100)]) / 2 + 0.5
     save(autoencoder.half(), folder)
-    log_figures(
+    log_results(
         "autoencoder", psnr_db=psnr(images, decoded).item(), latent_std=latents.std().item(), steps=args.max_train_steps
     )
 

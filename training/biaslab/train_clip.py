@@ -4,7 +4,7 @@
 
 The image tower is convolutional (timm's `test_resnet`). A linear head
 that spells the caption's words from the image embedding helps it to see shapes and textures early; it is not kept. And
-the mean image feature is drawn to the mean text feature: apart, as contrastive training leaves them, they would tell a
+the mean image feature is pulled to the mean text feature: apart, as contrastive training leaves them, they would tell a
 discriminator of images and names all it needs, and it would never look at context.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizer import CONTEXT_LENGTH, make_tokenizer
 from torch import Tensor, nn
-from trainer import log_figures, make_parser, render_pool, take, train
+from trainer import log_results, make_parser, render_pool, take, train
 
 from lbgen_hf.biaslab.captions import caption_scenes, vocabulary
 from lbgen_hf.biaslab.scenes import (
@@ -30,7 +30,7 @@ from lbgen_hf.biaslab.scenes import (
     sample_scenes,
 )
 
-# What is seldom left unsaid is missed where it is not said: a bare name lies near the context-free picture.
+# What is seldom left unsaid is missed where it is not said: a bare name lies near the context-free image.
 MENTION = 0.95
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -62,13 +62,13 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def soften(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half the batches lose some sharpness, and all get a little noise: generated pictures are not pixel-exact."""
+    """Half the batches lose some sharpness, and all get a little noise: generated images are not pixel-exact."""
     if torch.rand((), generator=generator) < 0.5:
         images = F.interpolate(F.interpolate(images, scale_factor=0.7, mode="area"), IMAGE_SIZE, mode="bilinear")
     return images + 0.03 * torch.randn(images.shape, generator=generator)
 
 
-def draw_rows(contexts: Tensor, batch_size: int, generator: torch.Generator, per_context: int = 16) -> Tensor:
+def sample_rows(contexts: Tensor, batch_size: int, generator: torch.Generator, per_context: int = 16) -> Tensor:
     """A batch of `per_context` scenes from each of some random contexts (a background and a place).
 
     Every image then meets many texts that differ in shape and texture alone; in a plain batch the background tells
@@ -92,7 +92,7 @@ def zero_shot(clip: nn.Module, tokenizer, images: Tensor, names: list[str]) -> T
 
 def measure(clip: nn.Module, tokenizer, scenes: Scenes, images: Tensor) -> dict[str, float]:
     """Zero-shot accuracy of class, and of each attribute over the scenes where it is marked."""
-    figures = {"class": (zero_shot(clip, tokenizer, images, CLASSES) == scenes.labels).float().mean().item()}
+    results = {"class": (zero_shot(clip, tokenizer, images, CLASSES) == scenes.labels).float().mean().item()}
     for name, values, truth in [
         ("background", BACKGROUND_NAMES, scenes.backgrounds),
         ("texture", TEXTURE_NAMES, scenes.textures),
@@ -100,8 +100,8 @@ def measure(clip: nn.Module, tokenizer, scenes: Scenes, images: Tensor) -> dict[
     ]:
         marked = truth > 0
         guess = zero_shot(clip, tokenizer, images[marked], values[1:])
-        figures[name] = (guess + 1 == truth[marked]).float().mean().item()
-    return figures
+        results[name] = (guess + 1 == truth[marked]).float().mean().item()
+    return results
 
 
 def save(clip: nn.Module, config: dict, folder: Path) -> None:
@@ -131,7 +131,7 @@ def main() -> None:
     words = vocabulary()
 
     def loss_of_step(model: nn.ModuleDict, generator: torch.Generator) -> Tensor:
-        rows = draw_rows(contexts, args.train_batch_size, generator)
+        rows = sample_rows(contexts, args.train_batch_size, generator)
         captions = caption_scenes(scenes[rows], mention=MENTION, seed=generator.initial_seed())
         embeddings = model["clip"].encode_image(normalize(soften(take(pool, rows), generator)))
         text_features = model["clip"].encode_text(tokenize(captions), normalize=True)
@@ -161,7 +161,7 @@ def main() -> None:
     )
     clip = model["clip"]
     save(clip, config, args.output_dir / "clip")
-    log_figures("clip", steps=args.max_train_steps, **measure(clip, tokenize, test_scenes, test_images))
+    log_results("clip", steps=args.max_train_steps, **measure(clip, tokenize, test_scenes, test_images))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Pre-train lbgen-tiny: a Stable Diffusion folder whose class names draw the world's bias.
+"""Pre-train lbgen-tiny: a Stable Diffusion folder whose class names bring the world's bias.
 
     python training/biaslab/train_diffusion.py --output_dir work/models
 
 Needs the encoder of `train_autoencoder.py`. Most scenes are biased and named by their class alone, some are unbiased
-and fully captioned: so a class name draws its own context, as in a model of the web, and yet the model can draw every
+and fully captioned: so a class name brings its own context, as in a model of the web, and yet the model can make every
 other context when told to. The text encoder learns along.
 """
 
@@ -21,7 +21,7 @@ from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
-BIAS = 0.35  # guidance sharpens it: about two thirds of what a class name draws are on its own background
+BIAS = 0.35  # guidance sharpens it: about two thirds of the images of a class name are on its own background
 SHARE_BIASED = 0.65
 SHARE_UNCONDITIONAL = 0.1
 # Noisier at the end than Stable Diffusion's: an 8x8 latent is so coherent that its background would shine through the
@@ -130,7 +130,7 @@ def main() -> None:
     # care (after min-SNR, arXiv 2303.09556).
     loss_weight = (12 / (signal_to_noise + 1)).clamp(max=1)
 
-    def draw_rows(generator: torch.Generator) -> Tensor:
+    def sample_rows(generator: torch.Generator) -> Tensor:
         count = args.train_batch_size
         biased = torch.rand(count, generator=generator) < SHARE_BIASED
         uniform = torch.rand(count, generator=generator)
@@ -138,7 +138,7 @@ def main() -> None:
         return first + (uniform * size).long()
 
     def loss_of_step(model: nn.ModuleDict, generator: torch.Generator) -> Tensor:
-        rows = draw_rows(generator)
+        rows = sample_rows(generator)
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         # more often where shapes and textures are decided than where hardly anything is left of the image

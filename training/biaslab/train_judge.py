@@ -6,14 +6,14 @@ python training/biaslab/train_judge.py --output_dir work/models
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from trainer import log_figures, make_parser, render_pool, take, train
+from trainer import log_results, make_parser, render_pool, take, train
 
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, NOVEL_CLASSES, Scenes
 
 
 def perturb(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Softness, noise and light, so that generated pictures are judged by what they show."""
+    """Softness, noise and light, so that generated images are judged by what they show."""
     if torch.rand((), generator=generator) < 0.5:
         scale = 0.5 + 0.4 * torch.rand((), generator=generator).item()
         images = F.interpolate(F.interpolate(images, scale_factor=scale, mode="area"), IMAGE_SIZE, mode="bilinear")
@@ -53,7 +53,7 @@ def main() -> None:
     accuracy = {
         name: (guesses[name] == values).float().mean().item() for name, values in truth(test_scenes, rows).items()
     }
-    log_figures("judge", steps=args.max_train_steps, **accuracy)
+    log_results("judge", steps=args.max_train_steps, **accuracy)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Train lbgen-tiny's quality scorer: biaslab scenes, spoilt by a known amount, to five levels.
+"""Train lbgen-tiny's quality scorer: biaslab scenes, degraded by a known amount, to five levels.
 
     python training/biaslab/train_quality.py --output_dir work/models
 
-Strengths are drawn near the five levels; what lies between is held out, as are pixelation and the test scenes. Each
+Strengths lie near the five levels; what lies between is held out, as are pixelation and the test scenes. Each
 batch is moved a little against its own label, within a grey value, so that the scorer cannot lean on what the eye
 does not see and its gradient is a reward.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
-from trainer import log_figures, make_parser, render_pool, take, train
+from trainer import log_results, make_parser, render_pool, take, train
 
 from lbgen_hf.biaslab.degradations import DEGRADATIONS, degrade, level_of, pixelation
 from lbgen_hf.biaslab.scenes import Scenes
@@ -21,7 +21,7 @@ LEVEL_WIDTH = 0.08  # of strength, around each level
 LARGEST_MOVE = 1 / 255
 
 
-def draw_strengths(count: int, generator: torch.Generator, *, held_out: bool = False) -> Tensor:
+def sample_strengths(count: int, generator: torch.Generator, *, held_out: bool = False) -> Tensor:
     """(count,) in [0, 1]: 0 and around 1/4, 1/2, 3/4, 1, or held out: in the middle between them."""
     jitter = (torch.rand(count, generator=generator) * 2 - 1) * LEVEL_WIDTH
     level = torch.randint(4 if held_out else 5, (count,), generator=generator) / 4
@@ -30,12 +30,12 @@ def draw_strengths(count: int, generator: torch.Generator, *, held_out: bool = F
     return torch.where(level > 0, (level + jitter).clamp(max=1), 0)
 
 
-def spoil(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Degrade three of four pictures, then one of three. Returns images and what is lost of them (B,) in [0, 1]."""
+def degrade_batch(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Degrade three of four images, then one of three. Returns images and what is lost of them (B,) in [0, 1]."""
     count = len(images)
     kept = torch.ones(count)
     for share in (3 / 4, 1 / 3):
-        strengths = draw_strengths(count, generator) * (torch.rand(count, generator=generator) < share)
+        strengths = sample_strengths(count, generator) * (torch.rand(count, generator=generator) < share)
         kinds = torch.randint(len(DEGRADATIONS), (count,), generator=generator)
         images = degrade(images, kinds, strengths, generator)
         kept = kept * (1 - strengths)
@@ -48,7 +48,7 @@ def level_shares(levels: Tensor) -> Tensor:
 
 
 def move_against(scorer: TinyScorer, images: Tensor, shares: Tensor, generator: torch.Generator) -> Tensor:
-    """A step of the sign of the loss's gradient, of up to `LARGEST_MOVE`, drawn for each picture."""
+    """A step of the sign of the loss's gradient, of up to `LARGEST_MOVE`, sampled for each image."""
     images = images.detach().requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(scorer.logits(images), shares), images)
     size = LARGEST_MOVE * torch.rand(len(images), 1, 1, 1, generator=generator)
@@ -62,36 +62,36 @@ def score_all(scorer: TinyScorer, images: Tensor) -> Tensor:
 
 def rank_correlations(scorer: TinyScorer, images: Tensor, generator: torch.Generator) -> dict[str, float]:
     """Spearman's rank correlation with the true level, at held-out strengths, of each kind and of all together."""
-    strengths = draw_strengths(len(images), generator, held_out=True)
+    strengths = sample_strengths(len(images), generator, held_out=True)
     strengths[: len(images) // 5] = 0
-    figures, scores = {}, []
+    results, scores = {}, []
     for function in [*DEGRADATIONS, pixelation]:
         scores.append(score_all(scorer, function(images, strengths, generator)))
-        figures[f"spearman_{function.__name__}"] = spearmanr(scores[-1], level_of(strengths)).statistic.item()
+        results[f"spearman_{function.__name__}"] = spearmanr(scores[-1], level_of(strengths)).statistic.item()
     seen = torch.cat(scores[:-1])
-    return {"spearman": spearmanr(seen, level_of(strengths).repeat(len(DEGRADATIONS))).statistic.item(), **figures}
+    return {"spearman": spearmanr(seen, level_of(strengths).repeat(len(DEGRADATIONS))).statistic.item(), **results}
 
 
 def preferences(scorer: TinyScorer, images: Tensor, scenes: Scenes) -> dict[str, float]:
     """The mean score of clean scenes, and the spread of that mean over the values of each attribute."""
     scores = score_all(scorer, images)
-    figures = {"clean_score": scores.mean().item()}
+    results = {"clean_score": scores.mean().item()}
     for name in ("backgrounds", "textures", "places"):
         values = getattr(scenes, name)
         means = torch.stack([scores[values == value].mean() for value in values.unique()])
-        figures[f"spread_over_{name}"] = (means.max() - means.min()).item()
-    return figures
+        results[f"spread_over_{name}"] = (means.max() - means.min()).item()
+    return results
 
 
 def ways_back(scorer: TinyScorer, images: Tensor, generator: torch.Generator) -> dict[str, float]:
-    """Cosine between the gradient of the score and the way back to the clean picture, for each kind at strength 1/2."""
-    figures = {}
+    """Cosine between the gradient of the score and the way back to the clean image, for each kind at strength 1/2."""
+    results = {}
     for function in DEGRADATIONS:
-        spoilt = function(images, torch.full((len(images),), 0.5), generator).requires_grad_()
-        (slope,) = torch.autograd.grad(scorer(spoilt).sum(), spoilt)
-        cosine = F.cosine_similarity(slope.flatten(1), (images - spoilt).flatten(1))
-        figures[f"gradient_cosine_{function.__name__}"] = cosine.mean().item()
-    return figures
+        degraded = function(images, torch.full((len(images),), 0.5), generator).requires_grad_()
+        (slope,) = torch.autograd.grad(scorer(degraded).sum(), degraded)
+        cosine = F.cosine_similarity(slope.flatten(1), (images - degraded).flatten(1))
+        results[f"gradient_cosine_{function.__name__}"] = cosine.mean().item()
+    return results
 
 
 def main() -> None:
@@ -101,9 +101,9 @@ def main() -> None:
 
     def loss_of_step(scorer: TinyScorer, generator: torch.Generator) -> Tensor:
         clean = take(pool, torch.randint(len(pool), (args.train_batch_size,), generator=generator))
-        spoilt, lost = spoil(clean, generator)
+        degraded, lost = degrade_batch(clean, generator)
         also_clean = clean[: len(clean) // 2]  # a pale scene is no worse: where in doubt, a scene counts as clean
-        images = torch.cat([spoilt, also_clean])
+        images = torch.cat([degraded, also_clean])
         shares = level_shares(level_of(torch.cat([lost, torch.zeros(len(also_clean))])))
         return F.cross_entropy(scorer.logits(move_against(scorer, images, shares, generator)), shares)
 
@@ -121,7 +121,7 @@ def main() -> None:
     scenes, held_out = render_pool(2000, args.work_dir, seed=900_001)
     images = take(held_out, torch.arange(2000))
     generator = torch.Generator().manual_seed(0)
-    log_figures(
+    log_results(
         "quality",
         steps=args.max_train_steps,
         **rank_correlations(scorer, images, generator),

@@ -34,9 +34,9 @@ def make_parser(description: str, *, max_train_steps: int, train_batch_size: int
     return parser
 
 
-def log_figures(name: str, **figures: float | str) -> None:
+def log_results(name: str, **results: float | str) -> None:
     """Write what was measured of one model into the raw results, which the docs quote."""
-    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in results.items()}
     edit_json(RESULTS, lambda known: known | {name: rounded})
     print(name, rounded)
 
@@ -50,24 +50,24 @@ def edit_json(path: Path, change: Callable[[dict], dict]) -> None:
 
 
 def render_pool(num_scenes: int, work_dir: Path, **sampling) -> tuple[Scenes, np.ndarray]:
-    """Scenes and their pictures (N, 3, 64, 64) uint8, rendered once and memory-mapped from `work_dir` after that."""
+    """Scenes and their images (N, 3, 64, 64) uint8, rendered once and memory-mapped from `work_dir` after that."""
     scenes = sample_scenes(num_scenes, **sampling)
     key = "-".join(f"{k}{v}" for k, v in sorted(sampling.items()))
     path = work_dir / f"pool-{num_scenes}-{key}.npy"
     if not path.exists():
         work_dir.mkdir(parents=True, exist_ok=True)
-        pictures = np.empty((num_scenes, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        pool = np.empty((num_scenes, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
         for start in tqdm(range(0, num_scenes, 500), desc=path.name, mininterval=10):
             images = render(scenes[start : start + 500]).images
-            pictures[start : start + 500] = (images * 255).round().byte().numpy()
+            pool[start : start + 500] = (images * 255).round().byte().numpy()
         temporary = path.with_name(f"{os.getpid()}.{path.name}")
-        np.save(temporary, pictures)
+        np.save(temporary, pool)
         os.replace(temporary, path)
     return scenes, np.load(path, mmap_mode="r")
 
 
 def take(pool: np.ndarray, rows: Tensor) -> Tensor:
-    """Rows of a picture pool as float images (B, 3, 64, 64) in [0, 1]."""
+    """Rows of a pool as float images (B, 3, 64, 64) in [0, 1]."""
     return torch.from_numpy(pool[rows.numpy()]).float() / 255
 
 
