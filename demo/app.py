@@ -27,7 +27,7 @@ from PIL import Image
 from studio import LIMITS, MAX_CLASSES, MAX_NAME_LENGTH, MAX_PICTURES, Drawing, Picture, Request, Studio
 
 from lbgen_hf.errors import UserError, report_errors
-from lbgen_hf.synthesis.browse import DatasetBrowser
+from lbgen_hf.synthesis.folder import DatasetFolder
 
 PAPER = "https://arxiv.org/abs/2412.10831"
 PAGE_SIZE = 4
@@ -246,19 +246,19 @@ def _status(message: str, progress: float | None = None) -> str:
 
 def _dataset_tab(folders: dict[str, Path]) -> None:
     @functools.lru_cache(maxsize=32)
-    def opened(name: str, _five_minutes: int) -> DatasetBrowser:
+    def opened(name: str, _five_minutes: int) -> DatasetFolder:
         # A visitor names a repo or one of `folders`, never a path; and sees what the public sees, whatever the server's
         # own token may read.
         if name in folders:
-            return DatasetBrowser.from_folder(folders[name])
-        return DatasetBrowser.from_hub(name, token=False)
+            return DatasetFolder(folders[name])
+        return DatasetFolder.from_hub(name, token=False)
 
-    def open_dataset(dataset: object) -> DatasetBrowser:
+    def open_dataset(dataset: object) -> DatasetFolder:
         if not isinstance(dataset, str) or not dataset or len(dataset) > MAX_NAME_LENGTH:
             raise UserError("give user/name of a dataset that `lbgen publish` put on the Hub")
         return opened(dataset.strip(), int(time.time() // 300))
 
-    def find(dataset: object, class_name: object, page: object) -> tuple[DatasetBrowser, int, int]:
+    def find(dataset: object, class_name: object, page: object) -> tuple[DatasetFolder, int, int]:
         browser = open_dataset(dataset)
         if class_name not in browser.class_names:
             raise UserError(f"{browser.name} has no class {str(class_name)[:MAX_NAME_LENGTH]!r}")
@@ -276,7 +276,7 @@ def _dataset_tab(folders: dict[str, Path]) -> None:
         """A page of a class's pictures."""
         browser, class_id, page = find(dataset, class_name, page)
         try:
-            shown = browser.pictures(class_id, (page - 1) * PAGE_SIZE, PAGE_SIZE)
+            shown = browser.images_of_class(class_id, (page - 1) * PAGE_SIZE, PAGE_SIZE)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
         found = [Picture(s.image, f"{class_name} {s.index}", s.seed, True, s.clip_score, s.quality) for s in shown]
@@ -335,7 +335,7 @@ def _validator(check: Callable) -> Callable:
     return validate
 
 
-def _dataset_facts(browser: DatasetBrowser) -> str:
+def _dataset_facts(browser: DatasetFolder) -> str:
     settings = browser.settings
     lora = f" with {Path(settings.lora).name}" if settings.lora else ""
     return _status(
@@ -344,7 +344,7 @@ def _dataset_facts(browser: DatasetBrowser) -> str:
     )
 
 
-def _pages(browser: DatasetBrowser, page: int) -> str:
+def _pages(browser: DatasetFolder, page: int) -> str:
     return _status(f"page {page} of {-(-browser.settings.images_per_class // PAGE_SIZE):,}")
 
 
@@ -369,7 +369,7 @@ def launch(
         UserError: something to load is missing, or a folder holds no dataset.
     """
     for folder in folders:  # before a model is loaded
-        DatasetBrowser.from_folder(folder)
+        DatasetFolder(folder)
     studio = Studio(model, lora, quality)
     page = build(studio, folders, find_bias(studio))
     try:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lbgen_hf.synthesis.denoising import CachedUNet, denoise
-from lbgen_hf.synthesis.draw import build_scheduler
-from lbgen_hf.synthesis.settings import PRESETS
+from lbgen_hf.synthesis.plan import PRESETS
+from lbgen_hf.synthesis.sample import build_scheduler
 
 NUM_IMAGES = 1_300_000
 PAPER_IMAGES_PER_SECOND = 0.87
@@ -31,7 +31,7 @@ DOLLARS_AN_HOUR = {"A100 SXM": 1.79, "H100 SXM": 3.99}
 KILOBYTES = {"jpeg 512": 80, "jpeg 256": 25, "png 512": 450}
 VARIANTS = {
     "paper": PRESETS["paper"],
-    "fast, guidance interval 0 1": {**PRESETS["fast"], "guidance_interval": (0.0, 1.0)},
+    "fast, guidance start 0": {**PRESETS["fast"], "guidance_start": 0.0},
     "fast": PRESETS["fast"],
     "fast, cache interval 2": {**PRESETS["fast"], "cache_interval": 2},
     "fast, cache interval 3": {**PRESETS["fast"], "cache_interval": 3},
@@ -56,7 +56,7 @@ def calls_of(preset: dict) -> Counter[tuple[int, bool]]:
     config = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
     scheduler = build_scheduler(preset["scheduler"], config)
     pipe = SimpleNamespace(scheduler=scheduler, prepare_extra_step_kwargs=lambda generator, eta: {})
-    names = ("steps", "guidance_scale", "guidance_interval")
+    names = ("steps", "guidance_scale", "guidance_start", "guidance_stop")
     options = {name: preset[name] for name in names if name in preset}
     denoise(pipe, recorder, torch.zeros(1, 4, 64, 64), torch.zeros(1, 77, 768), torch.zeros(1, 77, 768), **options)
     return recorder.calls

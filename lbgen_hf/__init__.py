@@ -1,4 +1,4 @@
-"""lbGen: low-bias labelled image datasets, drawn from class names alone.
+"""lbGen: low-bias labelled image datasets, generated from class names alone.
 
 The public names are imported when first used, so that `import lbgen_hf` costs nothing.
 """
@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClassNames": "class_names",
     "ClipFeatures": "rewards.clip_features",
+    "DatasetFolder": "synthesis.folder",
     "LbGenConfig": "fine_tuning.config",
     "LbGenPipeline": "pipeline_lbgen",
     "LbGenPipelineOutput": "pipeline_lbgen",

@@ -2,13 +2,13 @@
 
 import math
 import numbers
-
-import torch
-from torch import Tensor, nn
+import socket
+from typing import TYPE_CHECKING
 
 from lbgen_hf.errors import UserError
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+if TYPE_CHECKING:  # imported for nothing else, it would cost `lbgen status` two seconds
+    from torch import Tensor, nn
 
 
 def check_number(
@@ -37,7 +37,8 @@ def check_number(
         return
     kind = "an integer" if integer else "a finite number"
     is_number = isinstance(value, numbers.Integral if integer else numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    # an integer is always finite, and one of 400 digits is no float
+    if not is_number or not (isinstance(value, numbers.Integral) or math.isfinite(value)):
         raise UserError(f"{name} must be {kind}, got {value!r}")
     bounds = [
         (at_least, value >= at_least, "at least"),
@@ -50,7 +51,7 @@ def check_number(
         raise UserError(f"{name} must be {wanted}, got {value}")
 
 
-def check_finite(name: str, values: Tensor) -> None:
+def check_finite(name: str, values: "Tensor") -> None:
     """Refuse a tensor that holds a NaN or an infinity.
 
     Raises:
@@ -60,17 +61,41 @@ def check_finite(name: str, values: Tensor) -> None:
         raise UserError(f"{name}: {int((~values.isfinite()).sum())} of {values.numel()} values are not finite")
 
 
-def check_finite_weights(name: str, module: nn.Module) -> None:
+def check_finite_weights(name: str, module: "nn.Module") -> None:
     """Refuse a model with weights that are not finite; quantised ones and those not loaded yet are not looked at.
 
     Raises:
         UserError: it has; the file is damaged, or its training diverged.
     """
+    import torch
+
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     for key, weight in module.named_parameters():
-        if weight.dtype in _FLOATS and not weight.is_meta and not _all_finite(weight):
+        if weight.dtype in floats and not weight.is_meta and not _all_finite(weight):
             raise UserError(f"{name} has weights that are not finite ({key}): use another file or checkpoint")
 
 
-def _all_finite(values: Tensor) -> bool:
+def _all_finite(values: "Tensor") -> bool:
     """In one pass and without a copy: a NaN or an infinity shows in the least or the greatest value."""
     return not values.numel() or all(math.isfinite(bound) for bound in values.detach().aminmax())
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Refuse an address that a server cannot listen on, before it loads anything.
+
+    Args:
+        host: a name or a number of this machine.
+        port: None for any that is free.
+
+    Raises:
+        UserError: the port is out of range or taken, or the host is none of this machine's.
+    """
+    check_number("--port", port, at_least=1, at_most=65535, integer=True)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no such host"
+        raise UserError(f"cannot listen on --host {host} --port {port or 'any'}: {reason}") from error

@@ -1,10 +1,9 @@
 """The command line `lbgen`: thin, one function a command. Heavy imports stay inside the commands."""
 
-import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,21 +11,34 @@ import typer
 
 import lbgen_hf
 from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.progress import show_progress
 
 app = typer.Typer(
-    help="Low-bias labelled image datasets, drawn from class names alone.",
+    help="Low-bias labelled image datasets, generated from class names alone.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would take "[default: ...]" in a help text for markup, and drop it
 )
+
+_Dataset = Annotated[Path, typer.Argument(help="A folder that `lbgen generate` made.")]
+_Model = Annotated[str, typer.Option(help="lbgen-tiny, a folder, or a Hub id of a model or a LoRA.")]
+_Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the fastest]")]
+_BatchSize = Annotated[int, typer.Option(help="Images at a time; changes no result.")]
+_KEPT = "Finished shards are kept in {}; run the same command to resume."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `lbgen`. An error that the user can mend is one line on stderr and exit code 2."""
+    """Run `lbgen`. An error that the user can fix is one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # class names in a locale that does not have their letters
+            stream.reconfigure(errors="backslashreplace")
     with report_errors("lbgen"):
         try:
             code = app(arguments, prog_name="lbgen", standalone_mode=False)
         except typer.TyperException as error:
             raise UserError(error.format_message()) from None
+        except OSError as error:
+            raise UserError(f"{error.filename or 'the system'}: {error.strerror or error}") from error
         if code == 130:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt
         raise SystemExit(code)
@@ -45,66 +57,78 @@ def _options(
 
 
 @app.command()
-def classes(
-    source: Annotated[
-        str,
-        typer.Argument(help="imagenet-1k, imagenet-100, biaslab, a text file, or a dataset folder with a ClassLabel."),
-    ] = "imagenet-1k",
+def quickstart(
+    out: Annotated[Path, typer.Option(help="The dataset folder.")] = Path("lbgen-quickstart"),
+    seed: Annotated[int, typer.Option(help="Base seed.")] = 0,
 ) -> None:
-    """Print a class list: id, wnid (- where there is none) and name, separated by tabs."""
-    from lbgen_hf.class_names import load_class_names
+    """Generate a small labelled dataset with the shipped model, and show how biased it is beside the base model's."""
+    with report_errors("lbgen", _KEPT.format(out)):
+        from lbgen_hf.quickstart import run_quickstart
 
-    class_names = load_class_names(source)
-    for class_id, (name, wnid) in enumerate(zip(class_names.names, class_names.wnids, strict=True)):
-        typer.echo(f"{class_id}\t{wnid or '-'}\t{name}")
+        _silence_loading()
+        with show_progress("generating") as progress:
+            made = run_quickstart(out, seed, progress)
+    if made.base:
+        from lbgen_hf.biaslab.measure import format_comparison
+
+        typer.echo(f"lbGen's images are in {out}, the base model's, from the same noise, in {made.base}.")
+        typer.echo("What an independent judge sees in them (mutual information of class and context, in nats):\n")
+        typer.echo(f"{format_comparison(made.results)}\n")
+    _say_how_to_load(out)
 
 
 @app.command()
 def generate(
     out: Annotated[Path, typer.Option(help="The dataset folder; an unfinished one is completed.")],
-    model: Annotated[str, typer.Option(help="lbgen-tiny, a folder, or a Hub id of a model or a LoRA.")] = "lbgen-tiny",
+    model: _Model = "lbgen-tiny",
+    revision: Annotated[str | None, typer.Option(help="Of the model on the Hub: a branch, tag or commit.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Of the model's weight files, such as fp16.")] = None,
     lora: Annotated[str | None, typer.Option(help="A LoRA file, folder or Hub id.")] = None,
     classes: Annotated[str | None, typer.Option(help="As in `lbgen classes`. [default: the model's own]")] = None,
     images_per_class: Annotated[int, typer.Option(help="The paper's ImageNet-1k has 1300.")] = 8,
     seed: Annotated[int, typer.Option(help="Base seed.")] = 0,
     preset: Annotated[str, typer.Option(help="paper or fast; the options below overrule it.")] = "paper",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
-    guidance_interval: Annotated[
-        tuple[float, float] | None, typer.Option(help="Noise levels in [0, 1], low and high, where guidance acts.")
-    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="pndm, dpmpp-2m, ddim, unipc, euler, or a diffusers class.")
     ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; none up to 1.")] = None,
+    guidance_start: Annotated[float | None, typer.Option(help="Guide from this fraction of the steps on.")] = None,
+    guidance_stop: Annotated[float | None, typer.Option(help="Guide up to this fraction of the steps.")] = None,
     cache_interval: Annotated[
         int | None, typer.Option(help="Run the UNet's deep half at every n-th step only.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time; changes no picture.")] = 16,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the fastest]")] = None,
+    batch_size: _BatchSize = 16,
+    device: _Device = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16. [default: float16 on CUDA, else float32]")
     ] = None,
     compile_unet: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
     image_format: Annotated[str, typer.Option("--format", help="jpeg, webp or png.")] = "jpeg",
-    quality: Annotated[int, typer.Option(help="Of jpeg and webp.")] = 95,
+    image_quality: Annotated[int, typer.Option(help="Of jpeg and webp, 1 to 100.")] = 95,
     resolution: Annotated[int | None, typer.Option(help="Resize to this edge before storing.")] = None,
-    min_clip_score: Annotated[float | None, typer.Option(help="Draw again below this CLIP score.")] = None,
-    min_quality: Annotated[float | None, typer.Option(help="Draw again below this quality, in [1, 5].")] = None,
-    shard_size: Annotated[int, typer.Option(help="Pictures a shard; 0 makes about 32 shards.")] = 0,
-    ray_workers: Annotated[int | None, typer.Option(help="Draw with so many Ray actors (needs lbgen_hf[ray]).")] = None,
+    min_clip_score: Annotated[float | None, typer.Option(help="Resample below this CLIP score.")] = None,
+    min_quality: Annotated[float | None, typer.Option(help="Resample below this quality, in [1, 5].")] = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(help="For --min-quality, as in `lbgen score`. [default: lbgen-tiny's own for it, else qalign]"),
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Images a shard; 0 makes about 32 shards.")] = 0,
+    ray_workers: Annotated[int | None, typer.Option(help="So many Ray actors (needs lbgen_hf[ray]).")] = None,
 ) -> None:
-    """Draw a labelled dataset from class names: a folder that `datasets.load_dataset` opens.
+    """Generate a labelled dataset from class names: a folder that `datasets.load_dataset` opens.
 
-    Killed at any moment, the same command goes on. `accelerate launch -m lbgen_hf generate ...` uses every GPU of every
-    node; jobs of their own that share the folder share the work too.
+    Killed at any moment, the same command resumes. `accelerate launch -m lbgen_hf generate ...` uses every GPU of every
+    node; the same command in several jobs that share the folder shares the work too.
     """
-    from lbgen_hf.synthesis.settings import preset_options
+    from lbgen_hf.synthesis.plan import preset_options
 
     chosen = {
+        "scheduler": scheduler,
         "steps": steps,
         "guidance_scale": guidance_scale,
-        "guidance_interval": guidance_interval,
-        "scheduler": scheduler,
+        "guidance_start": guidance_start,
+        "guidance_stop": guidance_stop,
         "cache_interval": cache_interval,
     }
     options = {
@@ -113,59 +137,37 @@ def generate(
         "images_per_class": images_per_class,
         "seed": seed,
         "format": image_format,
-        "quality": quality,
+        "image_quality": image_quality,
         "resolution": resolution,
         "min_clip_score": min_clip_score,
         "min_quality": min_quality,
         "shard_size": shard_size,
     }
-    with report_errors("lbgen", f"Finished shards are kept in {out}; run the same command to go on."):
-        from lbgen_hf.synthesis.generate import generate as generate_dataset
-        from lbgen_hf.synthesis.job import Job
+    with report_errors("lbgen", _KEPT.format(out)):
+        from lbgen_hf.synthesis.folder import check_output
+        from lbgen_hf.synthesis.generate import check_batch_size, generate
         from lbgen_hf.synthesis.ray_engine import generate_with_ray
-        from lbgen_hf.synthesis.settings import check_stranger
+        from lbgen_hf.synthesis.sample import Job
 
-        check_stranger(out)
+        check_output(out)
+        check_batch_size(batch_size)
         _silence_loading()
-        job = Job(model, lora, classes, device, dtype, compile_unet, options)
-        with _image_bar() as progress:
+        job = Job(model, lora, revision, variant, classes, device, dtype, compile_unet, scorer, options)
+        with show_progress("generating") as progress:
             if ray_workers is None:
-                generate_dataset(out, *job.prepare(), batch_size=batch_size, progress=progress)
+                generate(out, *job.prepare(), batch_size=batch_size, progress=progress)
             else:
                 generate_with_ray(out, job, num_workers=ray_workers, batch_size=batch_size, progress=progress)
     _say_how_to_load(out)
 
 
 @app.command()
-def quickstart(
-    out: Annotated[Path, typer.Option(help="The dataset folder.")] = Path("lbgen-quickstart"),
-    seed: Annotated[int, typer.Option(help="Base seed.")] = 0,
-) -> None:
-    """Draw a small labelled dataset with the shipped model, and show how biased it is beside the base model's."""
-    with report_errors("lbgen", f"Finished shards are kept in {out}; run the same command to go on."):
-        from lbgen_hf.synthesis.quickstart import run_quickstart
-
-        _silence_loading()
-        with _image_bar() as progress:
-            drawn = run_quickstart(out, seed, progress)
-    if drawn.base:
-        from lbgen_hf.biaslab.measure import format_comparison
-
-        typer.echo(f"lbGen's pictures are in {out}, the base model's, from the same noise, in {drawn.base}.")
-        typer.echo("What an independent judge sees in them (mutual information of class and context, in nats):\n")
-        typer.echo(f"{format_comparison(drawn.figures)}\n")
-    _say_how_to_load(out)
-
-
-_Dataset = Annotated[Path, typer.Argument(help="A folder that `lbgen generate` made.")]
-
-
-@app.command()
 def status(dataset: _Dataset) -> None:
     """Show how far a dataset is: shards done, rate, time left."""
+    from lbgen_hf.synthesis.folder import DatasetFolder
     from lbgen_hf.synthesis.verify import read_status
 
-    now = read_status(dataset)
+    now = read_status(DatasetFolder(dataset))
     typer.echo(f"shards   {now.shards_done} of {now.num_shards}")
     typer.echo(f"images   {now.images_done} of {now.num_images}")
     typer.echo(f"workers  {now.workers}")
@@ -176,21 +178,23 @@ def status(dataset: _Dataset) -> None:
 @app.command()
 def verify(
     dataset: _Dataset,
-    fix: Annotated[bool, typer.Option("--fix", help="Delete broken shards, for `generate` to draw again.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Delete broken shards, for `generate` to make again.")] = False,
 ) -> None:
-    """Check every row against the plan and decode every picture; exit code 1 where something is wrong."""
-    from lbgen_hf.synthesis.verify import remove_broken
-    from lbgen_hf.synthesis.verify import verify as find_problems
+    """Check every row against the plan and decode every image; exit code 1 where something is wrong."""
+    from lbgen_hf.synthesis import verify as verifying
+    from lbgen_hf.synthesis.folder import DatasetFolder
 
-    problems = find_problems(dataset)
+    opened = DatasetFolder(dataset)
+    with show_progress("verifying") as progress:
+        problems = verifying.verify(opened, progress)
     for problem in problems:
         typer.echo(str(problem))
-    if fix:
-        remove_broken(dataset, problems)
     if not problems:
-        typer.echo(f"{dataset}: every row is as planned, every picture is whole")
+        typer.echo(f"{dataset}: every row is as planned, every image is whole")
     elif fix:
-        typer.echo("deleted the broken shards; run the same lbgen generate to draw them again")
+        deleted = verifying.remove_broken(opened, problems)
+        typer.echo(f"deleted {len(deleted)} broken shards; run the same lbgen generate to make them again")
+        typer.echo("an image that was black is then resampled with its next seed; files outside the plan stay")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -204,17 +208,22 @@ def publish(
 ) -> None:
     """Upload a finished dataset to the Hub. Interrupted, the same command resumes."""
     from lbgen_hf.synthesis import publish as publishing
+    from lbgen_hf.synthesis.folder import DatasetFolder
 
-    if dry_run:
-        publishing.prepare_to_publish(dataset, repo, license_id)
-        files = publishing.files_to_publish(dataset)
-        for name, size in files.items():
-            typer.echo(f"{size:>14,}  {name}")
-        typer.echo(f"would upload {len(files)} files, {sum(files.values()):,} bytes, to {repo}")
-        return
-    with report_errors("lbgen", "What was uploaded is kept there; run the same command to resume."):
-        url = publishing.publish(dataset, repo, private=not public, license_id=license_id)
-    typer.echo(f'published at {url}; load_dataset("{repo}", split="train", streaming=True) opens it')
+    opened = DatasetFolder(dataset)
+    with (
+        report_errors("lbgen", "What was uploaded is kept there; run the same command to resume."),
+        show_progress("checking") as progress,
+    ):
+        if not dry_run:
+            url = publishing.publish(opened, repo, private=not public, license_id=license_id, progress=progress)
+            typer.echo(f'published at {url}; load_dataset("{repo}", split="train", streaming=True) opens it')
+            return
+        publishing.prepare_to_publish(opened, repo, license_id, progress)
+    files = publishing.files_to_publish(opened)
+    for name, size in files.items():
+        typer.echo(f"{size:>14,}  {name}")
+    typer.echo(f"would upload {len(files)} files, {sum(files.values()):,} bytes, to {repo}")
 
 
 @app.command()
@@ -223,84 +232,51 @@ def export(
     target: Annotated[Path, typer.Argument(help="The folder for the tars.")],
 ) -> None:
     """Write a finished dataset as WebDataset tars."""
-    from lbgen_hf.synthesis.webdataset import export_webdataset
+    from lbgen_hf.synthesis.folder import DatasetFolder
+    from lbgen_hf.synthesis.publish import export_webdataset
 
-    tars = export_webdataset(dataset, target)
-    typer.echo(f"wrote {len(tars)} tars; load_dataset('webdataset', data_files='{target}/*.tar') opens them")
-
-
-@app.command()
-def demo(
-    model: Annotated[str, typer.Option(help="lbgen-tiny, a folder, or a Hub id of a model or a LoRA.")] = "lbgen-tiny",
-    lora: Annotated[str | None, typer.Option(help="A LoRA to compare with it. [default: lbgen-tiny's own]")] = None,
-    quality: Annotated[
-        str | None, typer.Option(help="A quality scorer, as in `lbgen score`. [default: lbgen-tiny's own, else none]")
-    ] = None,
-    dataset: Annotated[list[Path] | None, typer.Option(help="A generated dataset to look at; may be repeated.")] = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="[default: the first free one from 7860]")] = None,
-) -> None:
-    """Open a page that draws classes with the base model and with lbGen, and shows datasets and measured bias."""
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("the demo needs gradio: pip install 'lbgen_hf[demo]'")
-    _silence_loading()
-    sys.path.insert(0, str(_program_folder("demo")))
-    from app import launch
-
-    launch(model, lora, quality, dataset or [], server_name=host, server_port=port)
-
-
-def _program_folder(name: str) -> Path:
-    """A folder of programs: in the wheel it lies inside the package, in a checkout beside it."""
-    package = Path(lbgen_hf.__file__).parent
-    packed = package / f"_{name}"
-    return packed if packed.is_dir() else package.parent / name
-
-
-def _silence_loading() -> None:
-    """One progress bar is enough: ours."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    opened = DatasetFolder(dataset)
+    with (
+        report_errors("lbgen", f"Finished tars are kept in {target}; run the same command to resume."),
+        show_progress("exporting") as progress,
+    ):
+        tars = export_webdataset(opened, target, progress)
+    typer.echo(f"wrote {len(tars)} tars; load_dataset('webdataset', data_files='{target}/*.tar') opens them,")
+    typer.echo(f"timm as --dataset wds/ --data-dir {target} --train-split train")
 
 
 @app.command()
 def score(
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures, or a dataset's with parquet shards.")],
-    quality: Annotated[
-        str, typer.Option(help="The scorer: lbgen-tiny, qalign, vlm:<repo> or pyiqa:<metric>.")
-    ] = "lbgen-tiny",
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the fastest]")] = None,
+    folder: Annotated[Path, typer.Argument(help="A folder of images, or a dataset's with parquet shards.")],
+    scorer: Annotated[str, typer.Option(help="lbgen-tiny, qalign, vlm:<repo> or pyiqa:<metric>.")] = "lbgen-tiny",
+    batch_size: _BatchSize = 16,
+    device: _Device = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16. [default: bfloat16 for qalign, vlm on a GPU]"),
     ] = None,
     bits: Annotated[int | None, typer.Option(help="8 or 4: quantise qalign or vlm with bitsandbytes.")] = None,
 ) -> None:
-    """Score the quality of pictures in [1, 5]: a new column `quality` in a dataset's shards, or in metadata.csv."""
-    with report_errors("lbgen", "What was scored is kept; run the same command to go on."):
+    """Score the quality of images in [1, 5]: a new column `quality` in a dataset's shards, or in metadata.csv."""
+    with report_errors("lbgen", "What was scored is kept; run the same command to resume."):
         from lbgen_hf.devices import DTYPES, pick_device
-        from lbgen_hf.rewards import quality as scorers
-        from lbgen_hf.rewards.quality.scoring import score_folder
+        from lbgen_hf.rewards import quality
+        from lbgen_hf.score import score_folder
 
         if dtype is not None and dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
         options = {"device": pick_device(device), "dtype": DTYPES[dtype] if dtype else None, "bits": bits}
-        with _image_bar("scoring") as progress:
+        with show_progress("scoring") as progress:
             scored = score_folder(
                 folder,
-                quality,
-                lambda name: scorers.load_quality_scorer(name, **options),
+                scorer,
+                lambda name: quality.load_quality_scorer(name, **options),
                 batch_size=batch_size,
                 progress=progress,
             )
     mean = sum(scored.scores) / len(scored.scores)
     typer.echo(
-        f"{len(scored.scores)} pictures, {scored.known} of them scored before: "
+        f"{len(scored.scores)} images, {scored.known} of them scored before: "
         f"quality {mean:.2f} on average, {min(scored.scores):.2f} to {max(scored.scores):.2f}; in {scored.written_to}"
     )
 
@@ -320,9 +296,9 @@ def evaluate(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The report's folder; an unfinished one is completed.")],
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    batch_size: _BatchSize = 64,
     num_workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the fastest]")] = None,
+    device: _Device = None,
     confidence_level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     n_resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -339,7 +315,7 @@ def evaluate(
         from lbgen_hf.evaluation.evaluate import evaluate as measure
 
         _silence_loading()
-        with _image_bar("measuring") as progress:
+        with show_progress("measuring") as progress:
             report = measure(
                 checkpoints,
                 benchmarks,
@@ -356,37 +332,66 @@ def evaluate(
     typer.echo(f"the report is {report}")
 
 
-@contextlib.contextmanager
-def _image_bar(what: str = "drawing") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with images/s and time left, told how many pictures of how many; one rank alone shows it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
+@app.command()
+def classes(
+    source: Annotated[
+        str,
+        typer.Argument(help="imagenet-1k, imagenet-100, biaslab, a text file, or a dataset folder with a ClassLabel."),
+    ] = "imagenet-1k",
+) -> None:
+    """Print a class list: id, wnid (- where there is none) and name, separated by tabs."""
+    from lbgen_hf.class_names import load_class_names
 
-    class Rate(ProgressColumn):
-        def render(self, task) -> Text:
-            return Text(f"{task.speed:.2f} images/s" if task.speed else "- images/s")
+    class_names = load_class_names(source)
+    for class_id, (name, wnid) in enumerate(zip(class_names.names, class_names.wnids, strict=True)):
+        typer.echo(f"{class_id}\t{wnid or '-'}\t{name}")
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()]
-    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
-    bar = Progress(*columns, console=console, speed_estimate_period=300)
-    task = bar.add_task(what, total=None)
 
-    def show(done: int, total: int) -> None:
-        bar.start()  # not before there is something to show: an error stays one line
-        bar.update(task, completed=done, total=total)
+@app.command()
+def demo(
+    model: _Model = "lbgen-tiny",
+    lora: Annotated[str | None, typer.Option(help="A LoRA to compare with it. [default: lbgen-tiny's own]")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="A quality scorer, as in `lbgen score`. [default: lbgen-tiny's own, else none]")
+    ] = None,
+    dataset: Annotated[list[Path] | None, typer.Option(help="A generated dataset to look at; may be repeated.")] = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="[default: the first free one from 7860]")] = None,
+) -> None:
+    """Open a page that samples classes with the base model and with lbGen, and shows datasets and measured bias."""
+    from lbgen_hf.checks import check_address
 
-    try:
-        yield show
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+    check_address(host, port)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the demo needs gradio: pip install 'lbgen_hf[demo]'")
+    _silence_loading()
+    sys.path.insert(0, str(_program_folder("demo")))
+    from app import launch
+
+    launch(model, lora, scorer, dataset or [], server_name=host, server_port=port)
+
+
+def _program_folder(name: str) -> Path:
+    """A folder of programs: in the wheel it lies inside the package, in a checkout beside it."""
+    package = Path(lbgen_hf.__file__).parent
+    packed = package / f"_{name}"
+    return packed if packed.is_dir() else package.parent / name
+
+
+def _silence_loading() -> None:
+    """One progress bar is enough: ours."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 def _say_how_to_load(out: Path) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
-    typer.echo(f"{out} is complete; some of its pictures are in {out / 'contact_sheet.jpg'}. Load it with")
+    typer.echo(f"{out} is complete; some of its images are in {out / 'contact_sheet.jpg'}. Load it with")
     typer.echo(
         f"  python -c \"from datasets import load_dataset; print(load_dataset({str(out)!r}, split='train')[0])\""
     )

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,29 @@ def require_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}; give another folder") from error
+
+
+def require_creatable(path: Path) -> None:
+    """Make sure that a file or folder can be made at `path`, or written in, and leave no trace.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder = path
+        while not folder.exists():
+            folder = folder.parent
+        if folder != path and not folder.is_dir():
+            raise UserError(f"cannot write to {path}: {folder} is a file; give another path")
+        if folder.is_dir():
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"cannot write to {path}: {getattr(error, 'strerror', None) or error}; give another path"
+        ) from error
 
 
 @contextlib.contextmanager

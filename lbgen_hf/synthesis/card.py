@@ -1,123 +1,96 @@
 """What makes a folder of shards a dataset that explains itself: README.md with its YAML, and a contact sheet."""
 
+import contextlib
 import io
-import json
-import uuid
-from pathlib import Path
+from collections import Counter
 
 import datasets
-import pyarrow.parquet as pq
 import yaml
+from huggingface_hub import DatasetCard, DatasetCardData, metadata_load
 from PIL import Image, ImageDraw, ImageFont
 
-from lbgen_hf.synthesis.settings import WORK_FOLDER, Settings
-from lbgen_hf.synthesis.shard import ROW_GROUP_SIZE, explain_no_space, read_left_out
+from lbgen_hf.files import write_atomically
+from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
+from lbgen_hf.synthesis.plan import Settings
+from lbgen_hf.synthesis.shard import Footer, explain_no_space
 
+SHEET = "contact_sheet.jpg"
+CARD = "README.md"
 _SHEET_CLASSES = 16
 _SHEET_COLUMNS = 8
 _CELL = 96
 _LABEL_WIDTH = 130
 
 
-def write_card(out: Path, settings: Settings, name: str | None = None, license_id: str | None = None) -> None:
-    """Write README.md and contact_sheet.jpg of the finished dataset in `out`, anew if they are there.
+def write_card(dataset: DatasetFolder, name: str | None = None, license_id: str | None = None) -> None:
+    """Write README.md and contact_sheet.jpg of a finished dataset, anew if they are there.
 
     Args:
-        out: the dataset folder.
-        settings: of the dataset.
+        dataset: in a folder, complete.
         name: what `load_dataset` is given; default: the folder's name.
-        license_id: as the Hub spells it.
+        license_id: as the Hub spells it; default: that of the card that is there.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
     """
-    left_out = count_left_out(out, settings)
+    path = dataset.path / CARD
+    if license_id is None and path.exists():
+        with contextlib.suppress(ValueError, yaml.YAMLError):  # a card that somebody damaged is written anew
+            license_id = (metadata_load(path) or {}).get("license")
     sheet = io.BytesIO()
-    make_contact_sheet(out, settings).save(sheet, "JPEG", quality=90)
-    with explain_no_space(out):
-        _replace(out, "contact_sheet.jpg", sheet.getvalue())
-        _replace(out, "README.md", make_card(out, settings, left_out, name or out.resolve().name, license_id).encode())
+    make_contact_sheet(dataset).save(sheet, "JPEG", quality=90)
+    card = make_card(dataset, name or dataset.name, license_id)
+    with explain_no_space(dataset.path):
+        write_atomically(dataset.path / SHEET, sheet.getvalue())
+        write_atomically(path, str(card))
 
 
-def _replace(out: Path, name: str, content: bytes) -> None:
-    draft = out / WORK_FOLDER / f"{name}.{uuid.uuid4().hex}.tmp"
-    draft.write_bytes(content)
-    draft.rename(out / name)
-
-
-def count_left_out(out: Path, settings: Settings) -> dict[str, int]:
-    """How many pictures of each class passed no gate or safety check, by name; classes with none are absent."""
-    plan, fingerprint = settings.plan, settings.fingerprint
-    counts: dict[str, int] = {}
-    for shard in range(plan.num_shards):
-        path = plan.shard_path(out, shard)
-        for image_id in read_left_out(path, len(plan.shard_ids(shard)), fingerprint):
-            name = settings.classes[image_id % plan.num_classes]
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def read_pictures(out: Path, settings: Settings, image_ids: list[int]) -> dict[int, Image.Image]:
-    """The stored pictures of some images, by id; one that was left out is absent."""
-    plan, fingerprint = settings.plan, settings.fingerprint
-    pictures = {}
-    for shard in sorted({image_id // plan.shard_size for image_id in image_ids}):
-        path = plan.shard_path(out, shard)
-        ids = plan.shard_ids(shard)
-        left_out = read_left_out(path, len(ids), fingerprint)
-        stored = [image_id for image_id in ids if image_id not in set(left_out)]
-        with pq.ParquetFile(path) as file:
-            for image_id in set(image_ids) & set(stored):
-                group, place = divmod(stored.index(image_id), ROW_GROUP_SIZE)
-                cell = file.read_row_group(group, columns=["image"])["image"][place].as_py()
-                pictures[image_id] = Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
-    return pictures
-
-
-def make_contact_sheet(out: Path, settings: Settings) -> Image.Image:
-    """The first pictures of up to 16 classes, spread over the list: a class a line."""
-    plan = settings.plan
+def make_contact_sheet(dataset: DatasetFolder) -> Image.Image:
+    """The first images of up to 16 classes, spread over the list: a class a line."""
+    plan = dataset.plan
     count = min(_SHEET_CLASSES, plan.num_classes)
-    class_ids = [place * plan.num_classes // count for place in range(count)]
     columns = min(_SHEET_COLUMNS, plan.images_per_class)
-    cells = [(line, column) for line in range(count) for column in range(columns)]
-    ids = {class_ids[line] + column * plan.num_classes: (line, column) for line, column in cells}
     sheet = Image.new("RGB", (_LABEL_WIDTH + columns * _CELL, count * _CELL), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
-    for line, class_id in enumerate(class_ids):
-        pen.text((6, line * _CELL + _CELL // 2), settings.classes[class_id][:18], "black", font, anchor="lm")
-    for image_id, picture in read_pictures(out, settings, list(ids)).items():
-        line, column = ids[image_id]
-        cell = picture.resize((_CELL - 2, _CELL - 2), Image.Resampling.BICUBIC)
-        sheet.paste(cell, (_LABEL_WIDTH + column * _CELL, line * _CELL + 1))
+    for line in range(count):
+        class_id = line * plan.num_classes // count
+        pen.text((6, line * _CELL + _CELL // 2), dataset.class_names[class_id][:18], "black", font, anchor="lm")
+        for shown in dataset.images_of_class(class_id, count=columns):
+            cell = shown.image.resize((_CELL - 2, _CELL - 2), Image.Resampling.BICUBIC)
+            sheet.paste(cell, (_LABEL_WIDTH + shown.index * _CELL, line * _CELL + 1))
     return sheet
 
 
-def make_card(out: Path, settings: Settings, left_out: dict[str, int], name: str, license_id: str | None) -> str:
-    """README.md: YAML that `load_dataset` and the Hub read, provenance, counts, limits."""
-    plan = settings.plan
-    num_rows = plan.num_images - sum(left_out.values())
-    # as stored: `lbgen score` may have added a column to what was generated
-    features = datasets.Features.from_arrow_schema(pq.read_schema(plan.shard_path(out, 0)))
-    info = datasets.DatasetInfo(features=features)
-    front_matter = {
-        "pretty_name": name.rpartition("/")[2],
-        "task_categories": ["image-classification"],
-        "tags": ["synthetic", "text-to-image", "lbgen", "low-bias"],
-        "size_categories": [_size_category(num_rows)],
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]},
-        ],
-        "dataset_info": info._to_yaml_dict(),
-    }
-    if license_id:
-        front_matter = {"license": license_id, **front_matter}
-    versions = json.loads((out / "generation.json").read_text())["versions"]
-    return f"""---
-{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True, width=1000)}---
+def make_card(dataset: DatasetFolder, name: str, license_id: str | None = None) -> DatasetCard:
+    """README.md: YAML that `load_dataset` and the Hub read, provenance, counts, limits.
 
-# {front_matter["pretty_name"]}
+    Args:
+        dataset: in a folder, complete.
+        name: what `load_dataset` is given.
+        license_id: as the Hub spells it.
+    """
+    settings, plan = dataset.settings, dataset.plan
+    footers = [dataset.footer(shard) for shard in range(plan.num_shards)]
+    num_rows = sum(footer.num_rows for footer in footers)
+    data = DatasetCardData(
+        license=license_id,
+        pretty_name=name.rpartition("/")[2],
+        task_categories=["image-classification"],
+        tags=["synthetic", "text-to-image", "lbgen", "low-bias"],
+        size_categories=[_size_category(num_rows)],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        dataset_info=_dataset_info(dataset, footers)._to_yaml_dict(),
+    )
+    versions = ", ".join(f"{package} {version}" for package, version in dataset.versions.items())
+    return DatasetCard(f"""---
+{data.to_yaml()}
+---
 
-{num_rows:,} labelled images of {plan.num_classes:,} classes, drawn from the class names alone by a text-to-image model,
-after [lbGen](https://arxiv.org/abs/2412.10831) (CVPR 2025). No picture was collected.
+# {data.pretty_name}
+
+{num_rows:,} labelled images of {plan.num_classes:,} classes, sampled from a text-to-image model by class name alone,
+after [lbGen](https://arxiv.org/abs/2412.10831) (CVPR 2025). No image was collected.
 
 ```python
 from datasets import load_dataset
@@ -126,38 +99,57 @@ dataset = load_dataset({name!r}, split="train")
 dataset[0]["image"], dataset.features["label"].int2str(dataset[0]["label"])
 ```
 
-![Some pictures of each class](contact_sheet.jpg)
+![Some images of each class]({SHEET})
 
-## How it was drawn
+## How it was generated
 
 {_settings_table(settings)}
 
-Made with {", ".join(f"{name} {version}" for name, version in versions.items())}; `generation.json` holds every setting.
+Made with {versions}; `{RECORD}` holds every setting.
 
-Image `i` of the plan is class `i % {plan.num_classes}`, index `i // {plan.num_classes}`. The noise of a picture comes
-from its row's `seed` alone, so a row can be drawn again:
-`pipe(prompt=row["prompt"], generator=torch.Generator().manual_seed(row["seed"]))`.
+Image `i` of the plan is class `i % {plan.num_classes}`, index `i // {plan.num_classes}`. The noise of an image comes
+from its row's `seed` alone. With the model at hand, the image of a row is generated again by
+
+```python
+from lbgen_hf import DatasetFolder
+
+DatasetFolder({name!r}).regenerate(dataset[0])
+```
 
 ## Columns
 
 | column | what it is |
 |---|---|
-| `image` | the picture, {settings.format}{f", {settings.resolution} pixels a side" if settings.resolution else ""} |
+| `image` | the image, {settings.format}{f", {settings.resolution} pixels a side" if settings.resolution else ""} |
 | `label` | the class id; its names are in the features |
-| `wnid` | the class's WordNet id, null where there is none |
-| `prompt` | the text that was drawn: the class name |
-| `index` | the picture's number within its class |
+{"| `wnid` | the WordNet id of the class |" + chr(10) if settings.wnids else ""}\
+| `prompt` | the text that the model was given: the class name |
+| `index` | the image's place among those of its class |
 | `seed` | of the noise |
-| `redraws` | how often it was drawn again, because the safety checker flagged it or it failed a gate |
-{_score_lines(features)}
+| `resamples` | how often the image was resampled: it was black, flagged by the safety checker, or below a threshold |
+{_score_lines(dataset)}
 ## Limits
 
-{_limits(settings, left_out)}
+{_limits(settings, footers)}
 
 ## Classes
 
 {", ".join(settings.classes)}
-"""
+""")
+
+
+def _dataset_info(dataset: DatasetFolder, footers: list[Footer]) -> datasets.DatasetInfo:
+    """Columns, number of rows and sizes in bytes: as parquet files, and of the columns in them, uncompressed."""
+    num_bytes = sum(footer.num_bytes for footer in footers)
+    num_rows = sum(footer.num_rows for footer in footers)
+    splits = datasets.SplitDict()
+    splits.add(datasets.SplitInfo("train", num_bytes=num_bytes, num_examples=num_rows))
+    return datasets.DatasetInfo(
+        features=dataset.features,
+        splits=splits,
+        download_size=sum(dataset.shard_path(shard).stat().st_size for shard in range(dataset.plan.num_shards)),
+        dataset_size=num_bytes,
+    )
 
 
 def _size_category(num_rows: int) -> str:
@@ -170,45 +162,53 @@ def _size_category(num_rows: int) -> str:
 
 
 def _settings_table(settings: Settings) -> str:
-    low, high = settings.guidance_interval
-    everywhere = (low, high) == (0, 1)
+    start, stop = settings.guidance_start, settings.guidance_stop
+    everywhere = (start, stop) == (0, 1)
     values = {
         "model": settings.model,
         "model weights (digest)": settings.model_digest,
+        "revision": settings.revision,
+        "variant": settings.variant,
         "LoRA": settings.lora,
         "LoRA SHA-256": settings.lora_sha256,
         "scheduler": f"{settings.scheduler}, {settings.steps} steps",
-        "guidance": f"{settings.guidance_scale}" + ("" if everywhere else f", at noise levels {low} to {high}"),
+        "guidance": f"{settings.guidance_scale}" + ("" if everywhere else f", from {start:g} to {stop:g} of the steps"),
         "deep features used again": f"{settings.cache_interval - 1} steps" if settings.cache_interval > 1 else None,
         "precision": settings.dtype,
         "base seed": settings.seed,
-        "planned images a class": settings.images_per_class,
-        "least CLIP score": settings.min_clip_score,
-        "least quality": settings.min_quality,
+        "images a class, planned": settings.images_per_class,
+        "CLIP score, least": _threshold(settings.min_clip_score, settings.clip_model),
+        "quality, least": _threshold(settings.min_quality, settings.quality_scorer),
     }
     lines = [f"| {name} | {value} |" for name, value in values.items() if value is not None]
     return "\n".join(["| setting | value |", "|---|---|", *lines])
 
 
-def _score_lines(features: datasets.Features) -> str:
+def _threshold(least: float | None, scorer: str | None) -> str | None:
+    return None if least is None else f"{least:g}, by {scorer}"
+
+
+def _score_lines(dataset: DatasetFolder) -> str:
     lines = ""
-    if "clip_score" in features:
-        lines += '| `clip_score` | cosine of the CLIP features of the picture and of "photo of" its class |\n'
-    if "quality" in features:
+    if "clip_score" in dataset.features:
+        lines += '| `clip_score` | cosine of the CLIP features of the image and of "photo of" its class |\n'
+    if "quality" in dataset.features:
         lines += "| `quality` | in [1, 5], by the quality scorer |\n"
     return lines
 
 
-def _limits(settings: Settings, left_out: dict[str, int]) -> str:
+def _limits(settings: Settings, footers: list[Footer]) -> str:
     limits = [
-        "Labels are the names the model was asked for. It may have drawn something else, above all for names with two "
-        "meanings and for classes that differ in details.",
-        "Whatever bias the model keeps is in the pictures.",
+        "Labels are the names that the model was given. It may have generated something else, above all for names with "
+        "two meanings and for classes that differ in details.",
+        "Whatever bias the model keeps is in the images.",
     ]
-    if left_out:
-        counts = ", ".join(f"{name} ({count})" for name, count in sorted(left_out.items()))
+    ids = (image_id for footer in footers for image_id in footer.rejected)
+    rejected = Counter(settings.classes[image_id % len(settings.classes)] for image_id in ids)
+    if rejected:
+        counts = ", ".join(f"{name} ({count})" for name, count in sorted(rejected.items()))
         limits.append(
-            f"Pictures left out, because none of {settings.max_redraws + 1} tries passed the safety checker and the "
-            f"gates: {counts}."
+            f"Rejected images, because none of {settings.max_resamples + 1} seeds passed the safety checker and the "
+            f"thresholds: {counts}."
         )
     return "\n".join(f"- {limit}" for limit in limits)

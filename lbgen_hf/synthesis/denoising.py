@@ -81,7 +81,8 @@ def denoise(
     *,
     steps: int,
     guidance_scale: float,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    guidance_start: float = 0.0,
+    guidance_stop: float = 1.0,
     generators: list[torch.Generator] | None = None,
 ) -> Tensor:
     """Run the pipeline's scheduler from noise to a clean latent.
@@ -94,8 +95,9 @@ def denoise(
         empty_embedding: (1, T, D), of the empty prompt.
         steps: of the scheduler.
         guidance_scale: classifier-free guidance as in diffusers; none at 1 and below.
-        guidance_interval: (low, high): outside these noise levels, in fractions of the training steps, the prompt's
-            prediction alone is used (arXiv 2404.07724), at half the price.
+        guidance_start, guidance_stop: fractions of the sampling steps in [0, 1]: step i of N is guided where
+            start <= i / N < stop; at the others the prompt's prediction alone is used (arXiv 2404.07724), at half the
+            price.
         generators: one an image, for schedulers that add noise.
 
     Returns:
@@ -103,8 +105,8 @@ def denoise(
     """
     scheduler = pipe.scheduler
     scheduler.set_timesteps(steps, device=noise.device)
-    low, high = (bound * scheduler.config.num_train_timesteps for bound in guidance_interval)
-    guided = [guidance_scale > 1 and low <= timestep <= high for timestep in scheduler.timesteps.tolist()]
+    num_steps = len(scheduler.timesteps)
+    guided = [guidance_scale > 1 and guidance_start <= step / num_steps < guidance_stop for step in range(num_steps)]
     both_embeddings = torch.cat([empty_embedding.expand_as(embeddings), embeddings])
     extra = pipe.prepare_extra_step_kwargs(generators, eta=0.0)
     unet.reset()

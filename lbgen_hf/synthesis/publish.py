@@ -1,52 +1,77 @@
-"""A finished dataset folder, onto the Hub."""
+"""A finished dataset, for others: onto the Hub, or as WebDataset tars."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import webdataset
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.synthesis.card import write_card
-from lbgen_hf.synthesis.settings import WORK_FOLDER, read_settings
-from lbgen_hf.synthesis.worker import require_complete
+from lbgen_hf.files import write_atomically
+from lbgen_hf.synthesis.card import CARD, SHEET, write_card
+from lbgen_hf.synthesis.folder import RECORD, DatasetFolder, check_repo_id
+from lbgen_hf.synthesis.leases import alone_in
+from lbgen_hf.synthesis.shard import explain_no_space
+
+INFO = "_info.json"
+CLASS_LIST = "classes.txt"
+
+Progress = Callable[[int, int], None]
 
 
-def files_to_publish(out: Path) -> dict[str, int]:
-    """The names, relative to `out`, and sizes of what would be uploaded."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file())
-    names = {str(path.relative_to(out)): path.stat().st_size for path in files}
-    return {name: size for name, size in names.items() if not name.startswith(f"{WORK_FOLDER}/")}
+def files_to_publish(dataset: DatasetFolder) -> dict[str, int]:
+    """The names, relative to the folder, and sizes in bytes of what is uploaded."""
+    shards = (dataset.plan.shard_name(shard) for shard in range(dataset.plan.num_shards))
+    return {name: (dataset.path / name).stat().st_size for name in (CARD, SHEET, *shards, RECORD)}
 
 
-def prepare_to_publish(out: Path, repo_id: str, license_id: str | None = None) -> None:
-    """Check that all is there, and write the card for its place on the Hub.
+def prepare_to_publish(
+    dataset: DatasetFolder,
+    repo_id: str,
+    license_id: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Check that all is there and readable, and write the card for its place on the Hub.
+
+    Args:
+        dataset: in a folder, complete.
+        repo_id: user/name.
+        license_id: for the card, as the Hub spells it.
+        progress: told after each shard how many images of how many were read.
 
     Raises:
-        UserError: a malformed repo id, no dataset in `out`, or an unfinished one.
+        UserError: a malformed repo id; an unfinished dataset, a damaged shard, or a file that is not in the plan.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"malformed repo id {repo_id!r}: {str(error).splitlines()[0]}") from None
-    if repo_id.count("/") != 1:
-        raise UserError(f"malformed repo id {repo_id!r}; give user/name")
-    settings = read_settings(out)
-    require_complete(out, settings)
-    write_card(out, settings, name=repo_id, license_id=license_id)
+    check_repo_id(repo_id)
+    dataset.require_complete()
+    plan = dataset.plan
+    for shard in range(plan.num_shards):
+        for _ in dataset.row_groups(shard, check_pages=True):
+            pass
+        progress(plan.shard_ids(shard).stop, plan.num_images)
+    write_card(dataset, name=repo_id, license_id=license_id)
 
 
 def publish(
-    out: Path, repo_id: str, *, private: bool = True, license_id: str | None = None, token: str | None = None
+    dataset: DatasetFolder,
+    repo_id: str,
+    *,
+    private: bool = True,
+    license_id: str | None = None,
+    token: str | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> str:
-    """Upload the dataset in `out` to the Hub. An interrupted upload resumes when called again.
+    """Upload a dataset to the Hub. An interrupted upload resumes when called again.
 
     Args:
-        out: the dataset folder, complete.
+        dataset: in a folder, complete.
         repo_id: user/name; made where it is absent.
         private: whether a new repo is.
         license_id: for the card, as the Hub spells it.
         token: default: the one that `hf auth login` saved, or HF_TOKEN.
+        progress: told how many images of how many were read, before the upload.
 
     Returns:
         The dataset's address.
@@ -54,21 +79,22 @@ def publish(
     Raises:
         UserError: as `prepare_to_publish`; or the Hub refused, or could not be reached after the client's own retries.
     """
-    prepare_to_publish(out, repo_id, license_id)
-    api = HfApi(token=token)
-    try:
-        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=out,
-            ignore_patterns=[f"{WORK_FOLDER}/**"],
-            commit_message=f"Publish {out.resolve().name}",
-        )
-    except Exception as error:
-        if message := _explain(error, repo_id):
-            raise UserError(message) from error
-        raise
+    with alone_in(dataset.path):
+        prepare_to_publish(dataset, repo_id, license_id, progress)
+        api = HfApi(token=token)
+        try:
+            url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=repo_id,
+                repo_type="dataset",
+                folder_path=dataset.path,
+                allow_patterns=list(files_to_publish(dataset)),
+                commit_message=f"Publish {dataset.name}",
+            )
+        except Exception as error:
+            if message := _explain(error, repo_id):
+                raise UserError(message) from error
+            raise
     return str(url)
 
 
@@ -92,3 +118,65 @@ def _explain(error: BaseException, repo_id: str) -> str | None:
         return f"lost the Hub ({error}); run the same command again to resume"
     # An upload's thread wraps what went wrong.
     return _explain(error.__cause__, repo_id) if error.__cause__ else None
+
+
+def export_webdataset(
+    dataset: DatasetFolder, target: Path, progress: Progress = lambda done, total: None
+) -> list[Path]:
+    """Write a dataset as WebDataset tars, one a shard.
+
+    Each image is `<id>.jpg` (or webp, png), `<id>.cls` with its label and `<id>.json` with the columns.
+    `_info.json` has the number of images of each tar, as timm's reader wants it, and `classes.txt` a class name a line.
+
+    Args:
+        dataset: complete.
+        target: the folder for the tars; those already there are kept, so that an interrupted export resumes.
+        progress: told after each shard how many images of how many are done.
+
+    Returns:
+        The tars.
+
+    Raises:
+        UserError: the dataset is not complete or a shard is damaged, `target` holds something else, or
+            the disk is full.
+    """
+    dataset.require_complete()
+    plan = dataset.plan
+    tars = [target / f"train-{shard:05d}.tar" for shard in range(plan.num_shards)]
+    with explain_no_space(target):
+        target.mkdir(parents=True, exist_ok=True)
+        ours = {INFO, CLASS_LIST, *(tar.name for tar in tars), *(tar.with_suffix(".tmp").name for tar in tars)}
+        if strangers := sorted(entry.name for entry in target.iterdir() if entry.name not in ours):
+            raise UserError(f"{target} holds something else ({strangers[0]}); give an empty folder")
+        for shard, tar in enumerate(tars):
+            if not tar.exists():
+                draft = tar.with_suffix(".tmp")
+                _write_tar(dataset, shard, draft)
+                draft.rename(tar)
+            progress(plan.shard_ids(shard).stop, plan.num_images)
+        write_atomically(target / CLASS_LIST, "".join(f"{name}\n" for name in dataset.class_names))
+        write_atomically(target / INFO, json.dumps(_info(dataset, tars), indent=2, ensure_ascii=False) + "\n")
+    return tars
+
+
+def _write_tar(dataset: DatasetFolder, shard: int, tar: Path) -> None:
+    with tar.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as archive:
+        for rows in dataset.row_groups(shard, check_pages=True):
+            for row in rows:
+                image, image_id, label = row.pop("image"), row.pop("id"), row["label"]
+                suffix = Path(image["path"]).suffix.removeprefix(".")
+                columns = json.dumps(row, ensure_ascii=False).encode()
+                sample = {suffix: image["bytes"], "cls": str(label).encode(), "json": columns}
+                archive.write({"__key__": f"{image_id:08d}", **sample})
+
+
+def _info(dataset: DatasetFolder, tars: list[Path]) -> dict:
+    """What timm's reader takes from `_info.json`, and what else a reader wants to know."""
+    lengths = [dataset.footer(shard).num_rows for shard in range(dataset.plan.num_shards)]
+    split = {
+        "name": "train",
+        "num_samples": sum(lengths),
+        "filenames": [tar.name for tar in tars],
+        "shard_lengths": lengths,
+    }
+    return {"splits": {"train": split}, "class_names": list(dataset.class_names)}

@@ -1,73 +1,124 @@
 """Ray: a driver that hands shards to actors, which may be preempted and come back elsewhere. Needs the `ray` extra."""
 
-import dataclasses
+import functools
 from pathlib import Path
+from typing import Protocol
 
+from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError
-from lbgen_hf.synthesis.card import write_card
-from lbgen_hf.synthesis.generate import Progress, no_progress, num_finished_images
-from lbgen_hf.synthesis.job import Job
-from lbgen_hf.synthesis.settings import Settings, open_folder
-from lbgen_hf.synthesis.worker import ShardWriter, remove_broken_shards
+from lbgen_hf.synthesis.folder import DatasetFolder
+from lbgen_hf.synthesis.generate import (
+    Progress,
+    ShardWriter,
+    check_batch_size,
+    finish,
+    no_progress,
+    remove_broken_shards,
+)
+from lbgen_hf.synthesis.leases import Leases
+from lbgen_hf.synthesis.plan import Settings
+from lbgen_hf.synthesis.sample import Sampler
+
+
+class RayJob(Protocol):
+    """What `sample.Job` is: small, picklable, the settings without weights, and the weights where they are needed."""
+
+    device: str | None
+
+    def resolve(self) -> Settings: ...
+    def load_sampler(self, settings: Settings) -> Sampler: ...
 
 
 class ShardActor:
     """One worker with a loaded model."""
 
-    def __init__(self, out: Path, job: Job, settings: Settings, batch_size: int) -> None:
-        mine, drawer = job.prepare()
-        if differences := settings.differences(mine):
-            raise UserError(f"this node would draw another plan: {'; '.join(differences)}")
-        self.out, self.settings, self.drawer, self.batch_size = out, settings, drawer, batch_size
+    def __init__(self, out: Path, job: RayJob, batch_size: int) -> None:
+        self.job = job
+        self.dataset = DatasetFolder(out)
+        self.batch_size = batch_size
 
-    def draw(self, shard: int) -> int:
-        """Draw a shard, and return its number once it is in its place."""
-        with ShardWriter(self.out, self.settings, self.drawer, self.batch_size) as writer:
-            writer.draw(shard, lambda num_new: None, lambda: None)
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """Loaded when first used: Ray passes on what a method raises, but not what a constructor does."""
+        return self.job.load_sampler(self.dataset.settings)
+
+    def start(self) -> None:
+        """Load the model."""
+        _ = self.sampler
+
+    def sample(self, shard: int) -> None:
+        """Sample a shard, and return once it is in its place."""
+        with ShardWriter(self.dataset, self.sampler, self.batch_size) as writer:
+            writer.sample(shard, lambda num_new: None, lambda: None)
             writer.finish()
-        return shard
 
 
 def generate_with_ray(
-    out: Path, job: Job, *, num_workers: int, batch_size: int = 16, progress: Progress = no_progress
-) -> None:
-    """Draw what `out`, on a disk that all nodes share, lacks of a dataset, with Ray actors.
+    out: Path, job: RayJob, *, num_workers: int, batch_size: int = 16, progress: Progress = no_progress
+) -> DatasetFolder:
+    """Generate what `out`, on a disk that all nodes share, lacks of a dataset, with Ray actors.
 
-    An actor that dies is made again by Ray, on any node, and its shard drawn again. Joins the cluster that
-    `RAY_ADDRESS` names, or starts one on this machine.
+    An actor that dies is made again by Ray, on any node, and its shard sampled again. Joins the cluster that
+    `RAY_ADDRESS` names, or starts one on this machine. The driver loads no weights and needs no GPU: what the settings
+    are (a device's default dtype, a model's digest) is resolved on a machine of the kind that the actors run on.
 
     Args:
         out: the dataset folder.
-        job: what to draw; each actor prepares it for itself.
-        num_workers: actors, with a GPU each where the job's device is CUDA.
-        batch_size: pictures at a time.
+        job: what to generate; each actor loads its model for itself.
+        num_workers: actors, with a GPU each: if the job's device is CUDA, or none is given and the cluster has GPUs.
+        batch_size: images at a time.
         progress: told after each shard.
 
+    Returns:
+        The dataset.
+
     Raises:
-        UserError: Ray is not installed, fewer than one worker, or as `generate`.
+        UserError: Ray is not installed, fewer than one worker, no GPU where CUDA is asked for, or as `generate`.
     """
-    if num_workers < 1:
-        raise UserError(f"--ray-workers must be at least 1, got {num_workers}")
+    check_number("--ray-workers", num_workers, at_least=1, at_most=10_000, integer=True)
+    check_batch_size(batch_size)
     try:
         import ray
-        from ray.util import ActorPool
     except ImportError:
         raise UserError("Ray is not installed; pip install 'lbgen_hf[ray]'") from None
     out = out.resolve()
-    # The driver needs only the settings; on a head node it may have no GPU.
-    settings, drawer = dataclasses.replace(job, device=job.device or "cpu").prepare()
-    del drawer
-    open_folder(out, settings)
-    todo = remove_broken_shards(out, settings)
-    progress(num_finished_images(out, settings), settings.plan.num_images)
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    on_gpu = (job.device or "").startswith("cuda")
-    actor = ray.remote(num_gpus=1 if on_gpu else 0, max_restarts=-1, max_task_retries=-1)(ShardActor)
-    pool = ActorPool([actor.remote(out, job, settings, batch_size) for _ in range(min(num_workers, len(todo)))])
+    gpus = _gpus_an_actor(job.device, ray.cluster_resources().get("GPU", 0))
     try:
-        for _ in pool.map_unordered(lambda worker, shard: worker.draw.remote(shard), todo) if todo else ():
-            progress(num_finished_images(out, settings), settings.plan.num_images)
+        settings = ray.get(ray.remote(num_gpus=gpus, max_retries=-1)(type(job).resolve).remote(job))
+        dataset = DatasetFolder.create(out, settings)
+        with Leases(out) as leases:
+            leases.join()
+            leases.remove_expired()
+            shards = remove_broken_shards(dataset)
+            progress(dataset.num_images_written(), dataset.plan.num_images)
+            make_actor = ray.remote(num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(ShardActor)
+            actors = [make_actor.remote(out, job, batch_size) for _ in range(min(num_workers, len(shards)))]
+            # Only an actor that has started is given shards: a cluster may have room for fewer than were asked for.
+            running = {actor.start.remote(): (actor, 0) for actor in actors}
+            num_left = len(shards)
+            while num_left:
+                (done,), _ = ray.wait(list(running))
+                actor, num_sampled = running.pop(done)
+                ray.get(done)  # raises what the actor raised
+                num_left -= num_sampled
+                if shards:
+                    running[actor.sample.remote(shards.pop(0))] = (actor, 1)
+                progress(dataset.num_images_written(), dataset.plan.num_images)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
-    write_card(out, settings)
+    finish(dataset)
+    return dataset
+
+
+def _gpus_an_actor(device: str | None, num_gpus: float) -> int:
+    """How many GPUs each actor has, in a cluster of so many.
+
+    Raises:
+        UserError: CUDA is asked for and there are none.
+    """
+    on_cuda = (device or "").startswith("cuda")
+    if on_cuda and not num_gpus:
+        raise UserError(f"the Ray cluster has no GPU for --device {device}; start it with GPUs or give --device cpu")
+    return int(on_cuda or (device is None and num_gpus > 0))

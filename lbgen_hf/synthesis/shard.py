@@ -1,4 +1,4 @@
-"""Shards: parquet files of encoded pictures, renamed into place once written, so that one that is there is whole."""
+"""Shards: parquet files of encoded images, renamed into place once written, so that one that is there is whole."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.synthesis.plan import Row
-from lbgen_hf.synthesis.settings import WORK_FOLDER, Settings
+from lbgen_hf.synthesis.plan import Row, Settings
 
+# Work in progress (unfinished shards, leases): beside the data, so that a rename is atomic; never published.
+WORK_FOLDER = ".lbgen"
 # Streaming reads a row group at a time.
 ROW_GROUP_SIZE = 100
 _METADATA_KEY = b"lbgen"
@@ -31,11 +32,11 @@ def shard_features(settings: Settings) -> datasets.Features:
     columns = {
         "image": datasets.Image(),
         "label": datasets.ClassLabel(names=list(settings.classes)),
-        "wnid": datasets.Value("string"),
+        **({"wnid": datasets.Value("string")} if settings.wnids else {}),
         "prompt": datasets.Value("string"),
         "index": datasets.Value("int64"),
         "seed": datasets.Value("int64"),
-        "redraws": datasets.Value("int64"),
+        "resamples": datasets.Value("int64"),
     }
     if settings.min_clip_score is not None:
         columns["clip_score"] = datasets.Value("float32")
@@ -44,48 +45,52 @@ def shard_features(settings: Settings) -> datasets.Features:
     return datasets.Features(columns)
 
 
-def encode_picture(picture: np.ndarray, settings: Settings) -> bytes:
+def encode_image(pixels: np.ndarray, settings: Settings) -> bytes:
     """(H, W, 3) uint8 to the bytes of an image file, resized with antialiasing where the settings ask for it."""
-    image = Image.fromarray(picture)
+    image = Image.fromarray(pixels)
     if settings.resolution and image.size != (settings.resolution, settings.resolution):
         image = image.resize((settings.resolution, settings.resolution), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     if settings.format == "png":
         image.save(buffer, "PNG")
     else:
-        image.save(buffer, settings.format.upper(), quality=settings.quality)
+        image.save(buffer, settings.format.upper(), quality=settings.image_quality)
     return buffer.getvalue()
 
 
-def encode_row(row: Row, picture: np.ndarray, scores: dict[str, float], settings: Settings) -> dict[str, Any]:
-    """One line of a shard: the picture's file and what the plan says of it."""
-    wnid = settings.wnids[row.class_id] if settings.wnids else None
-    name = f"{wnid or row.class_id}_{row.index:05d}.{'jpg' if settings.format == 'jpeg' else settings.format}"
+def encode_row(row: Row, pixels: np.ndarray, scores: dict[str, float], settings: Settings) -> dict[str, Any]:
+    """One line of a shard: the image's file and what the plan says of it."""
+    suffix = "jpg" if settings.format == "jpeg" else settings.format
+    name = f"{settings.wnids[row.class_id] if settings.wnids else row.class_id}_{row.index:05d}.{suffix}"
+    image = {"bytes": encode_image(pixels, settings), "path": name}
+    return {"image": image, **planned_columns(row, settings), "resamples": row.resamples, **scores}
+
+
+def planned_columns(row: Row, settings: Settings) -> dict[str, Any]:
+    """What the plan says of a row."""
     return {
-        "image": {"bytes": encode_picture(picture, settings), "path": name},
         "label": row.class_id,
-        "wnid": wnid,
+        **({"wnid": settings.wnids[row.class_id]} if settings.wnids else {}),
         "prompt": settings.classes[row.class_id],
         "index": row.index,
         "seed": row.seed,
-        "redraws": row.redraws,
-        **scores,
     }
 
 
-def write_shard(path: Path, rows: Sequence[dict[str, Any]], left_out: Sequence[int], settings: Settings) -> None:
+def write_shard(path: Path, rows: Sequence[dict[str, Any]], rejected: Sequence[int], settings: Settings) -> None:
     """Write a shard beside its place and rename it there, after it has reached the disk.
 
     Args:
         path: the final name.
         rows: in the order of their ids.
-        left_out: ids of the pictures that passed no gate; recorded, so that the shard still counts as whole.
+        rejected: ids of the images that passed no threshold; recorded, so that the shard still counts as whole.
+        settings: of the dataset.
 
     Raises:
         UserError: the disk is full or cannot be written. Finished shards are untouched, and nothing half-written stays.
     """
     schema = shard_features(settings).arrow_schema
-    record = json.dumps({"fingerprint": settings.fingerprint, "left_out": list(left_out)}).encode()
+    record = json.dumps({"fingerprint": settings.fingerprint, "rejected": list(rejected)}).encode()
     schema = schema.with_metadata({**schema.metadata, _METADATA_KEY: record})
     draft = path.parent.parent / WORK_FOLDER / f"{path.name}.{uuid.uuid4().hex}.tmp"
     with explain_no_space(draft.parent):
@@ -118,29 +123,36 @@ def explain_no_space(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write in {folder}: {advice}") from error
 
 
-def read_left_out(path: Path, expected_rows: int, fingerprint: str) -> list[int]:
-    """Check a finished shard by its footer alone (fast: a truncated file has none), and read which ids it left out.
+class Footer(NamedTuple):
+    """What a shard's footer tells without a look at its rows."""
+
+    num_rows: int
+    num_bytes: int
+    rejected: list[int]
+
+
+def read_footer(metadata: pq.FileMetaData, name: str, expected: range, fingerprint: str) -> Footer:
+    """Check a finished shard by its footer alone (fast: a truncated file has none).
+
+    Args:
+        metadata: the footer.
+        name: of the shard, for messages.
+        expected: the ids that the plan puts there.
+        fingerprint: of the settings.
 
     Raises:
-        ValueError: the file is truncated, not a shard of these settings, or has a wrong number of rows.
-        FileNotFoundError: there is no such file.
+        ValueError: it is no shard of these settings, or has a wrong number of rows.
     """
     try:
-        footer = pq.read_metadata(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path.name} is truncated or corrupt: {error}") from None
-    record = json.loads((footer.metadata or {}).get(_METADATA_KEY, b"{}"))
-    if record.get("fingerprint") != fingerprint:
-        raise ValueError(f"{path.name} was not written by these settings")
-    if footer.num_rows + len(record["left_out"]) != expected_rows:
-        raise ValueError(f"{path.name} has {footer.num_rows} rows, {expected_rows - len(record['left_out'])} expected")
-    return record["left_out"]
-
-
-def is_done(path: Path, expected_rows: int, fingerprint: str) -> bool:
-    """Whether the finished shard is there and its footer is right."""
-    try:
-        read_left_out(path, expected_rows, fingerprint)
-    except (ValueError, FileNotFoundError):
-        return False
-    return True
+        record = json.loads((metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.get("fingerprint") != fingerprint:
+        raise ValueError(f"{name} was not written by these settings")
+    rejected = record.get("rejected")
+    if not isinstance(rejected, list) or not all(image_id in expected for image_id in rejected):
+        raise ValueError(f"{name} is corrupt: the ids that it rejected are not its own")
+    if metadata.num_rows + len(rejected) != len(expected):
+        raise ValueError(f"{name} has {metadata.num_rows} rows, {len(expected) - len(rejected)} expected")
+    num_bytes = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return Footer(metadata.num_rows, num_bytes, rejected)

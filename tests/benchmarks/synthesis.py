@@ -24,17 +24,17 @@ from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.synthesis.denoising import CachedUNet
 from lbgen_hf.synthesis.generate import generate
-from lbgen_hf.synthesis.job import Job
-from lbgen_hf.synthesis.settings import PRESETS
+from lbgen_hf.synthesis.plan import PRESETS
+from lbgen_hf.synthesis.sample import Job
 
 FAST = PRESETS["fast"]
 VARIANTS = {
     "paper": PRESETS["paper"],
-    "paper, guidance interval 0 0.9": {**PRESETS["paper"], "guidance_interval": (0.0, 0.9)},
+    "paper, guidance start 0.1": {**PRESETS["paper"], "guidance_start": 0.1},
     "paper, cache interval 2": {**PRESETS["paper"], "cache_interval": 2},
-    "fast, guidance interval 0 1": {**FAST, "guidance_interval": (0.0, 1.0)},
+    "fast, guidance start 0": {**FAST, "guidance_start": 0.0},
     "fast": FAST,
-    "fast, guidance interval 0.2 1": {**FAST, "guidance_interval": (0.2, 1.0)},
+    "fast, guidance stop 0.8": {**FAST, "guidance_start": 0.0, "guidance_stop": 0.8},
     "fast, cache interval 2": {**FAST, "cache_interval": 2},
     "fast, cache interval 3": {**FAST, "cache_interval": 3},
 }
@@ -60,11 +60,11 @@ def authors_way(images_per_class: int) -> Callable[[], None]:
 def our_way(images_per_class: int, options: dict) -> Callable[[], None]:
     """Draws a dataset folder."""
     job = Job(lora=str(MODELS / "lora"), options={"images_per_class": images_per_class, **options})
-    settings, drawer = job.prepare()
+    settings, sampler = job.prepare()
 
     def draw() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            generate(Path(folder) / "out", settings, drawer, batch_size=64)
+            generate(Path(folder) / "out", settings, sampler, batch_size=64)
 
     return draw
 
@@ -144,10 +144,10 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
     observers = load_observers()
     sights = {}
     for name in JUDGED:
-        settings, drawer = Job(options={"images_per_class": images_per_class, **VARIANTS[name]}).prepare()
+        settings, sampler = Job(options={"images_per_class": images_per_class, **VARIANTS[name]}).prepare()
         rows = [settings.plan.row(image_id) for image_id in range(settings.plan.num_images)]
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-        pictures = torch.cat([torch.from_numpy(drawer(batch).pictures) for batch in batches])
+        pictures = torch.cat([torch.from_numpy(sampler(batch).pixels) for batch in batches])
         images = pictures.permute(0, 3, 1, 2).float().div(255).unflatten(0, (images_per_class, -1)).transpose(0, 1)
         sights[name] = judge_images(images, settings.classes, **observers)
     paper = sights["paper"]

@@ -7,7 +7,6 @@ results/synthesis_scale.json.
 """
 
 import argparse
-import dataclasses
 import heapq
 import math
 import os
@@ -20,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from timing import write_results
 
-from lbgen_hf.synthesis.claims import EXPIRY_S
-from lbgen_hf.synthesis.generate import generate
-from lbgen_hf.synthesis.plan import Plan
-from lbgen_hf.synthesis.settings import Settings
-from lbgen_hf.synthesis.worker import Drawn, unfinished_shards, work_order
+from lbgen_hf.synthesis.folder import DatasetFolder
+from lbgen_hf.synthesis.generate import ShardWriter, generate, work_order
+from lbgen_hf.synthesis.leases import EXPIRY_S
+from lbgen_hf.synthesis.plan import Plan, Settings
+from lbgen_hf.synthesis.sample import Samples
 
 IMAGENET = Plan(num_classes=1000, images_per_class=1300, base_seed=0, shard_size=1000)
 
@@ -41,8 +40,8 @@ class ReadyMade:
     def __init__(self, edge: int = 32) -> None:
         self.picture = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), np.uint8)
 
-    def __call__(self, rows: list) -> Drawn:
-        return Drawn(np.broadcast_to(self.picture, (len(rows), *self.picture.shape)), [True] * len(rows))
+    def __call__(self, rows: list) -> Samples:
+        return Samples(np.broadcast_to(self.picture, (len(rows), *self.picture.shape)), [True] * len(rows))
 
 
 def time_generation(num_images: int, folder: Path) -> dict[str, float]:
@@ -74,15 +73,13 @@ def resident_megabytes() -> float:
 def time_restart(folder: Path) -> dict[str, float]:
     """How long a worker looks at 1,300 finished shards before it knows that nothing is left."""
     settings = imagenet_settings(1300)
-    first = dataclasses.replace(settings.plan)
-    generate_one_shard(folder / "one", settings)
-    data = folder / "restart" / "data"
-    data.mkdir(parents=True)
-    for shard in range(first.num_shards):
-        os.link(first.shard_path(folder / "one", 0), first.shard_path(folder / "restart", shard))
+    one = generate_one_shard(folder / "one", settings)
+    restarted = DatasetFolder.create(folder / "restart", settings)
+    for shard in range(settings.plan.num_shards):
+        os.link(one.shard_path(0), restarted.shard_path(shard))
     start = time.perf_counter()
-    left = unfinished_shards(folder / "restart", settings)
-    return {"shards": first.num_shards, "seconds": time.perf_counter() - start, "left": len(left)}
+    left = restarted.unfinished_shards()
+    return {"shards": settings.plan.num_shards, "seconds": time.perf_counter() - start, "left": len(left)}
 
 
 def time_writers(folder: Path, image_format: str, num_images: int = 40) -> float:
@@ -90,10 +87,10 @@ def time_writers(folder: Path, image_format: str, num_images: int = 40) -> float
     picture = smooth_picture(512)
     starts: list[float] = []
 
-    def draw(rows: list) -> Drawn:
+    def draw(rows: list) -> Samples:
         starts.append(time.perf_counter())
         time.sleep(len(rows) / 2)
-        return Drawn(np.stack([picture] * len(rows)), [True] * len(rows))
+        return Samples(np.stack([picture] * len(rows)), [True] * len(rows))
 
     names = tuple(f"class {i}" for i in range(num_images))
     settings = Settings("stand-in", "0", names, 1, shard_size=8, format=image_format)
@@ -109,15 +106,13 @@ def smooth_picture(edge: int) -> np.ndarray:
     return np.clip(128 + 90 * np.stack(waves, -1) + rng.normal(0, 6, (edge, edge, 3)), 0, 255).astype(np.uint8)
 
 
-def generate_one_shard(out: Path, settings: Settings) -> None:
+def generate_one_shard(out: Path, settings: Settings) -> DatasetFolder:
     """Shard 0 of a plan: its footer is like every other's."""
-    from lbgen_hf.synthesis.settings import open_folder
-    from lbgen_hf.synthesis.worker import ShardWriter
-
-    open_folder(out, settings)
-    with ShardWriter(out, settings, ReadyMade(), batch_size=64) as writer:
-        writer.draw(0, lambda num_new: None, lambda: None)
+    dataset = DatasetFolder.create(out, settings)
+    with ShardWriter(dataset, ReadyMade(), batch_size=64) as writer:
+        writer.sample(0, lambda num_new: None, lambda: None)
         writer.finish()
+    return dataset
 
 
 def simulate_workers(

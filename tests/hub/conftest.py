@@ -10,13 +10,13 @@ import pytest
 from loopback import TOKEN, Hub
 
 from lbgen_hf.synthesis.generate import generate
-from lbgen_hf.synthesis.settings import Settings
-from lbgen_hf.synthesis.worker import Drawn
+from lbgen_hf.synthesis.plan import Settings
+from lbgen_hf.synthesis.sample import Samples
 
 
-def _draw_noise(rows: list) -> Drawn:
-    pictures = [np.random.default_rng(row.seed).integers(0, 256, (16, 16, 3), np.uint8) for row in rows]
-    return Drawn(np.stack(pictures), [True] * len(rows))
+def _draw_noise(rows: list) -> Samples:
+    images = [np.random.default_rng(row.seed).integers(0, 256, (16, 16, 3), np.uint8) for row in rows]
+    return Samples(np.stack(images), [True] * len(rows))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """40 pictures of 4 classes in 4 shards."""
+    """40 images of 4 classes in 4 shards."""
     out = tmp_path / "lbgen-noise"
     settings = Settings("noise", "0", tuple("abcd"), images_per_class=10, shard_size=10, format="png")
     generate(out, settings, _draw_noise)

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import DatasetCard
 from loopback import TOKEN, Hub
 
 from lbgen_hf.cli import main
 from lbgen_hf.errors import UserError
+from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.publish import publish
 
 REPO = "ada/lbgen-noise"
@@ -52,19 +54,23 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
 
 
 def test_a_published_dataset_is_private_complete_and_carded(hub: Hub, dataset: Path):
-    url = publish(dataset, REPO, license_id="apache-2.0")
+    url = publish(DatasetFolder(dataset), REPO, license_id="apache-2.0")
     repo = hub.repos["datasets", REPO]
     assert url == f"{hub.endpoint}/datasets/{REPO}"
     assert repo.private
     assert sorted(repo.files) == sorted(ALL_FILES)
     assert all(repo.files[name] == (dataset / name).read_bytes() for name in repo.files)
-    card = repo.files["README.md"].decode()
-    assert card.startswith("---\nlicense: apache-2.0\npretty_name: lbgen-noise\n")
-    assert f"load_dataset('{REPO}', split=\"train\")" in card
+    card = DatasetCard(repo.files["README.md"].decode(), ignore_metadata_errors=False)
+    assert (card.data.license, card.data.pretty_name) == ("apache-2.0", "lbgen-noise")
+    (split,) = card.data.dataset_info["splits"]
+    assert (split["name"], split["num_examples"]) == ("train", 40)
+    assert card.data.dataset_info["download_size"] == sum(len(repo.files[name]) for name in SHARDS)
+    assert f"load_dataset('{REPO}', split=\"train\")" in card.text
+    assert f"DatasetFolder('{REPO}').regenerate" in card.text
 
 
 def test_load_dataset_opens_it_and_streams_it(hub: Hub, dataset: Path, tmp_path: Path):
-    publish(dataset, REPO)
+    publish(DatasetFolder(dataset), REPO)
     consumer = [sys.executable, "-c", _CONSUMER % TOKEN]
     result = subprocess.run(
         consumer, env=environment(hub, tmp_path / "home"), capture_output=True, text=True, timeout=300, check=False
@@ -77,7 +83,7 @@ def test_load_dataset_opens_it_and_streams_it(hub: Hub, dataset: Path, tmp_path:
     assert seen["loaded"][0][2] == [16, 16]
 
 
-def test_an_upload_killed_in_the_middle_goes_on_where_it_was(hub: Hub, dataset: Path, tmp_path: Path):
+def test_an_upload_killed_in_the_middle_resumes_where_it_was(hub: Hub, dataset: Path, tmp_path: Path):
     command = [sys.executable, "-m", "lbgen_hf", "publish", str(dataset), "--repo", REPO]
     process = subprocess.Popen(command, env=environment(hub, tmp_path / "home"))
 
@@ -104,15 +110,15 @@ def test_an_upload_killed_in_the_middle_goes_on_where_it_was(hub: Hub, dataset: 
     sent_before = set(hub.objects)
     assert 0 < len(sent_before) < 5
     hub.requests.clear()
-    publish(dataset, REPO)
+    publish(DatasetFolder(dataset), REPO)
     assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
     assert not {line.rpartition("/")[2] for line in hub.sent(UPLOADS)} & sent_before
 
 
 def test_publishing_again_sends_nothing_twice(hub: Hub, dataset: Path):
-    publish(dataset, REPO)
+    publish(DatasetFolder(dataset), REPO)
     hub.requests.clear()
-    publish(dataset, REPO)
+    publish(DatasetFolder(dataset), REPO)
     assert not hub.sent(UPLOADS)
     assert len(hub.repos["datasets", REPO].commits) == 2
 
@@ -120,7 +126,7 @@ def test_publishing_again_sends_nothing_twice(hub: Hub, dataset: Path):
 @pytest.mark.parametrize("request_kind", ["^POST .*preupload", "^POST .*objects/batch", UPLOADS])
 def test_a_busy_hub_is_given_the_time_it_asks_for(hub: Hub, dataset: Path, pauses: list[float], request_kind: str):
     hub.fail(request_kind, 429, Retry_After="7")
-    publish(dataset, REPO)
+    publish(DatasetFolder(dataset), REPO)
     assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
     assert [pause for pause in pauses if pause >= 7]
 
@@ -129,14 +135,14 @@ def test_a_busy_hub_is_given_the_time_it_asks_for(hub: Hub, dataset: Path, pause
 def test_server_errors_are_outlived(hub: Hub, dataset: Path, pauses: list[float], status: int):
     hub.fail(UPLOADS, status, times=3)
     hub.fail("^POST .*preupload", status)
-    publish(dataset, REPO)
+    publish(DatasetFolder(dataset), REPO)
     assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
 
 
 def test_dropped_connections_are_outlived(hub: Hub, dataset: Path, pauses: list[float]):
     hub.drop(UPLOADS, times=3)
     hub.drop("^POST .*preupload")
-    publish(dataset, REPO)
+    publish(DatasetFolder(dataset), REPO)
     assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
 
 
@@ -145,11 +151,11 @@ def test_a_hub_that_stays_down_is_one_line_and_a_rerun_resumes(hub, dataset, pau
     shard = "^PUT /lfs/" + _sha256(dataset / SHARDS[2])
     hub.drop(shard, times=50) if spoil == "drop" else hub.fail(shard, 503, times=50)
     with pytest.raises(UserError, match="run the same command again to resume"):
-        publish(dataset, REPO)
+        publish(DatasetFolder(dataset), REPO)
     hub._faults.clear()
     sent_before = set(hub.objects)
     hub.requests.clear()
-    publish(dataset, REPO)
+    publish(DatasetFolder(dataset), REPO)
     assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
     assert not {line.rpartition("/")[2] for line in hub.sent(UPLOADS)} & sent_before
 
@@ -168,25 +174,25 @@ def test_no_token_is_one_line(hub: Hub, dataset: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_file", lambda: None)
     with pytest.raises(UserError, match="run `hf auth login`"):
-        publish(dataset, REPO)
+        publish(DatasetFolder(dataset), REPO)
 
 
 def test_somebody_elses_repo_is_one_line(hub: Hub, dataset: Path):
     with pytest.raises(UserError, match="does not let this token write to bob/data"):
-        publish(dataset, "bob/data")
+        publish(DatasetFolder(dataset), "bob/data")
 
 
 @pytest.mark.parametrize("repo", ["noise", "a/b/c", "ada/..", "ada/no spaces", "-/x"])
 def test_malformed_repo_ids_are_refused(hub: Hub, dataset: Path, repo: str):
-    with pytest.raises(UserError, match="malformed repo id"):
-        publish(dataset, repo)
+    with pytest.raises(UserError, match="is not the name of a dataset on the Hub"):
+        publish(DatasetFolder(dataset), repo)
     assert not hub.requests
 
 
 def test_an_unfinished_dataset_is_refused(hub: Hub, dataset: Path):
     (dataset / SHARDS[1]).unlink()
     with pytest.raises(UserError, match="1 of 4 shards are missing or broken"):
-        publish(dataset, REPO)
+        publish(DatasetFolder(dataset), REPO)
     assert not hub.requests
 
 

@@ -11,35 +11,32 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lbgen_hf.synthesis.generate import Place, generate
-from lbgen_hf.synthesis.plan import Row
-from lbgen_hf.synthesis.settings import Settings
-from lbgen_hf.synthesis.worker import Drawn
+from lbgen_hf.synthesis.plan import Row, Settings
+from lbgen_hf.synthesis.sample import Samples
 
 
 @dataclasses.dataclass
 class StandIn:
-    """Draws noise from the rows' seeds."""
+    """Samples noise from the rows' seeds."""
 
     edge: int = 16
     seconds: float = 0.0
     accept: Callable[[Row], bool] = lambda row: True
     scores: Callable[[list[Row]], dict[str, list[float]]] = lambda rows: {}
 
-    def __call__(self, rows: list[Row]) -> Drawn:
+    def __call__(self, rows: list[Row]) -> Samples:
         time.sleep(self.seconds)
-        pictures = [
-            np.random.default_rng(row.seed).integers(0, 256, (self.edge, self.edge, 3), np.uint8) for row in rows
-        ]
-        return Drawn(np.stack(pictures), [self.accept(row) for row in rows], self.scores(rows))
+        images = [np.random.default_rng(row.seed).integers(0, 256, (self.edge, self.edge, 3), np.uint8) for row in rows]
+        return Samples(np.stack(images), [self.accept(row) for row in rows], self.scores(rows))
 
 
 def make_settings(**changes) -> Settings:
-    """12 classes, 5 pictures each, 10 a shard, png."""
+    """12 classes, 5 images each, 10 a shard, png."""
     fields = {
         "model": "stand-in",
         "model_digest": "0",
         "classes": tuple(f"class {i}" for i in range(12)),
-        "wnids": tuple(f"n{i:08d}" if i % 2 else None for i in range(12)),
+        "wnids": tuple(f"n{i:08d}" for i in range(12)),
         "images_per_class": 5,
         "seed": 3,
         "shard_size": 10,
@@ -49,21 +46,21 @@ def make_settings(**changes) -> Settings:
 
 
 def read_rows(out: Path) -> list[dict]:
-    """Every row of a dataset folder, pictures' bytes included, in order."""
+    """Every row of a dataset folder, images' bytes included, in order."""
     return [row for path in sorted((out / "data").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def start_worker(
-    out: Path, settings: Settings, drawer: StandIn, batch_size: int = 4, rank: int = 0, world_size: int = 1
+    out: Path, settings: Settings, sampler: StandIn, batch_size: int = 4, rank: int = 0, world_size: int = 1
 ) -> multiprocessing.Process:
     """`generate` in a process of its own, forked, so that torch is not imported again."""
     process = multiprocessing.get_context("fork").Process(
-        target=_work, args=(out, settings, drawer, batch_size, Place(rank, world_size))
+        target=_work, args=(out, settings, sampler, batch_size, Place(rank, world_size))
     )
     process.start()
     return process
 
 
-def _work(out: Path, settings: Settings, drawer: StandIn, batch_size: int, place: Place) -> None:
+def _work(out: Path, settings: Settings, sampler: StandIn, batch_size: int, place: Place) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    generate(out, settings, drawer, batch_size=batch_size, place=place)
+    generate(out, settings, sampler, batch_size=batch_size, place=place)

@@ -21,14 +21,14 @@ def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, st
     ("flags", "message"),
     [
         (["--images-per-class", "0"], "--images-per-class must be at least 1, got 0"),
-        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["--ray-workers", "0"], "--ray-workers must be at least 1, got 0"),
+        (["--batch-size", "0"], "--batch-size must be at least 1 and at most 4096, got 0"),
+        (["--ray-workers", "0"], "--ray-workers must be at least 1 and at most 10000, got 0"),
         (["--preset", "slow"], "unknown preset 'slow'; choose from paper, fast"),
         (["--classes", "empty.txt"], "class list empty.txt is empty: write one class a line"),
         (["--classes", "many.txt"], "the class list has 100000 names, at most 32768 fit a dataset; split it"),
         (["--classes", "twice.txt"], "class list twice.txt has the name 'star' 2 times: keep one of them"),
         (["--model", "nowhere/model"], "no model 'nowhere/model'"),
-        (["--lora", "nowhere/lora"], "no model 'nowhere/lora'"),
+        (["--lora", "nowhere/lora"], "no LoRA 'nowhere/lora'"),
         (["--scheduler", "magic"], "unknown scheduler 'magic'"),
         (["--format", "bmp"], "--format must be one of jpeg, webp, png, got bmp"),
     ],
@@ -60,19 +60,19 @@ def test_status_verify_and_export_of_a_finished_dataset(finished: Path, tmp_path
     assert code == 0
     assert "shards   6 of 6" in printed
     assert "images   60 of 60" in printed
-    assert run(capsys, "verify", finished)[:2] == (0, f"{finished}: every row is as planned, every picture is whole\n")
+    assert run(capsys, "verify", finished)[:2] == (0, f"{finished}: every row is as planned, every image is whole\n")
     code, printed, _ = run(capsys, "export", finished, tmp_path / "tars")
-    assert (code, len(list((tmp_path / "tars").iterdir()))) == (0, 6)
+    assert (code, len(list((tmp_path / "tars").glob("*.tar")))) == (0, 6)
 
 
 def test_verify_names_a_broken_shard_and_fix_removes_it(finished: Path, tmp_path: Path, capsys):
 
     dataset = Path(shutil.copytree(finished, tmp_path / "dataset"))
-    path = make_settings().plan.shard_path(dataset, 2)
+    path = dataset / make_settings().plan.shard_name(2)
     os.truncate(path, 100)
     code, printed, _ = run(capsys, "verify", dataset)
     assert code == 1
-    assert printed.startswith("train-00002-of-00006.parquet: cannot be read")
+    assert printed.startswith("data/train-00002-of-00006.parquet: ")
     assert path.exists()
     assert run(capsys, "verify", dataset, "--fix")[0] == 1
     assert not path.exists()

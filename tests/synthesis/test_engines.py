@@ -14,8 +14,8 @@ from stand_in import read_rows
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.synthesis.generate import generate
-from lbgen_hf.synthesis.job import Job
 from lbgen_hf.synthesis.ray_engine import generate_with_ray
+from lbgen_hf.synthesis.sample import Job
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"images_per_class": 10, "steps": 4, "shard_size": 8, "format": "png"}
@@ -72,7 +72,7 @@ def test_ctrl_c_says_what_is_kept(sd_folder: Path, tmp_path: Path, quiet: list[d
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=600)[1]
     assert process.returncode == 130
-    assert f"interrupted. Finished shards are kept in {out}; run the same command to go on." in printed
+    assert f"interrupted. Finished shards are kept in {out}; run the same command to resume." in printed
     assert "Traceback" not in printed
     assert len(read_rows(out)) >= 8
 

@@ -31,10 +31,10 @@ def test_kills_lose_nothing_and_double_nothing(finished: Path, tmp_path: Path, n
 
 
 def test_the_shard_of_a_dead_worker_is_taken_over_at_once(finished: Path, tmp_path: Path):
-    """Not after the minutes that a claim needs to expire."""
+    """Not after the minutes that a lease needs to expire."""
     out = tmp_path / "out"
     worker = start_worker(out, make_settings(), StandIn(seconds=60))
-    while not list((out / ".lbgen" / "claims").glob("*")) if (out / ".lbgen").exists() else True:
+    while not list((out / ".lbgen" / "leases").glob("*")) if (out / ".lbgen").exists() else True:
         time.sleep(0.01)
     worker.kill()
     worker.join()

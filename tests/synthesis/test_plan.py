@@ -28,10 +28,10 @@ def test_a_seed_depends_on_base_seed_class_and_index_alone():
     assert small.row(13).seed == image_seed(11, 3, 2)
 
 
-def test_redraws_walk_a_chain_of_seeds_of_the_images_own():
+def test_resamples_walk_a_chain_of_seeds_of_the_images_own():
     row = Plan(5, 4, base_seed=11, shard_size=3).row(13)
-    chain = [row, row.redrawn(), row.redrawn().redrawn()]
-    assert [link.redraws for link in chain] == [0, 1, 2]
+    chain = [row, row.resampled(), row.resampled().resampled()]
+    assert [link.resamples for link in chain] == [0, 1, 2]
     assert len({link.seed for link in chain}) == 3
     assert chain[2].seed == image_seed(chain[1].seed, 3, 2)
 
@@ -42,7 +42,8 @@ def test_no_two_images_share_a_seed():
 
 
 @pytest.mark.parametrize(
-    ("num_images", "shard_size"), [(1, 50), (128, 50), (16_000, 500), (1_300_000, 1000), (10_000_000, 1000)]
+    ("num_images", "shard_size"),
+    [(1, 50), (128, 50), (16_000, 500), (1_300_000, 1000), (10_000_000, 1000), (50_000_000, 5000)],
 )
 def test_default_shard_size(num_images: int, shard_size: int):
     assert default_shard_size(num_images) == shard_size
@@ -54,7 +55,9 @@ def test_default_shard_size(num_images: int, shard_size: int):
         ((0, 1, 0, 1), "class list is empty"),
         ((100_000, 1, 0, 1), f"100000 names, at most {MAX_CLASSES}"),
         ((1, 0, 0, 1), "--images-per-class must be at least 1, got 0"),
-        ((1, 1, 0, -1), "--shard-size must be at least 1, got -1"),
+        ((1, 1, 0, -1), "--shard-size must be at least 1 and at most 10000, got -1"),
+        ((1, 10**12, 0, 1), "1,000,000,000,000 images are too many"),
+        ((1, 10**6, 0, 1), "1,000,000 shards are too many"),
     ],
 )
 def test_bad_counts_are_refused(arguments: tuple, message: str):

@@ -1,4 +1,4 @@
-"""The plan of 1.3 million pictures, simulated: workers come and go, every shard is done."""
+"""The plan of 1.3 million images, simulated: workers come and go, every shard is done."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from synthesis_scale import IMAGENET, simulate_workers, time_generation, time_re
 def test_64_workers_that_come_and_go_do_every_shard():
     result = simulate_workers()
     assert result["shards_done"] == IMAGENET.num_shards == 1300
-    assert result["drawn_twice"] < 13
+    assert result["samples_twice"] < 13
     assert result["hours_lost_to_deaths"] > 0
 
 

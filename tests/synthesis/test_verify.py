@@ -12,9 +12,12 @@ import pytest
 from stand_in import StandIn, make_settings, read_rows
 
 from lbgen_hf.errors import UserError
+from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import generate
-from lbgen_hf.synthesis.shard import encode_picture
-from lbgen_hf.synthesis.verify import read_status, remove_broken, verify
+from lbgen_hf.synthesis.shard import encode_image
+from lbgen_hf.synthesis.verify import Problem, read_status, remove_broken, verify
+
+SHARD_1 = "data/train-00001-of-00006.parquet"
 
 
 @pytest.fixture
@@ -24,11 +27,15 @@ def dataset(finished: Path, tmp_path: Path) -> Path:
 
 
 def shard_path(dataset: Path, shard: int) -> Path:
-    return make_settings().plan.shard_path(dataset, shard)
+    return dataset / make_settings().plan.shard_name(shard)
+
+
+def check(dataset: Path) -> list[Problem]:
+    return verify(DatasetFolder(dataset))
 
 
 def repaired(dataset: Path) -> list[dict]:
-    remove_broken(dataset, verify(dataset))
+    remove_broken(DatasetFolder(dataset), check(dataset))
     generate(dataset, make_settings(), StandIn())
     return read_rows(dataset)
 
@@ -42,20 +49,20 @@ def edit(path: Path, change) -> None:
 
 
 def test_a_good_dataset_has_no_problem(finished: Path):
-    assert verify(finished) == []
+    assert check(finished) == []
 
 
-def test_redrawn_and_left_out_pictures_are_no_problem(tmp_path: Path):
-    generate(tmp_path, make_settings(max_redraws=2), StandIn(accept=lambda row: row.id % 2 or row.class_id == 6))
+def test_resampled_and_rejected_images_are_no_problem(tmp_path: Path):
+    generate(tmp_path, make_settings(max_resamples=2), StandIn(accept=lambda row: row.id % 2 or row.class_id == 6))
     assert len(read_rows(tmp_path)) < 60
-    assert verify(tmp_path) == []
+    assert check(tmp_path) == []
 
 
-def test_a_truncated_shard_is_found_named_and_drawn_again(finished: Path, dataset: Path, caplog):
+def test_a_truncated_shard_is_found_named_and_samples_again(finished: Path, dataset: Path, caplog):
     path = shard_path(dataset, 2)
     os.truncate(path, path.stat().st_size // 2)
-    (problem,) = verify(dataset)
-    assert problem.name == "train-00002-of-00006.parquet"
+    (problem,) = check(dataset)
+    assert problem.name == "data/train-00002-of-00006.parquet"
     assert "truncated or corrupt" in problem.what
     generate(dataset, make_settings(), StandIn())
     assert "train-00002-of-00006.parquet is truncated or corrupt" in caplog.text
@@ -70,7 +77,9 @@ def test_a_flipped_byte_is_found_or_harmless(finished: Path, dataset: Path):
         damaged = bytearray(whole)
         damaged[position] ^= 0x40
         path.write_bytes(damaged)
-        assert [problem.shard for problem in verify(dataset)[:1]] == [1] or read_rows(dataset) == read_rows(finished)
+        assert [problem.name for problem in check(dataset)[:1]] == [SHARD_1] or read_rows(dataset) == read_rows(
+            finished
+        )
     path.write_bytes(whole[:1000] + b"!" + whole[1001:])
     assert repaired(dataset) == read_rows(finished)
 
@@ -82,40 +91,40 @@ def test_an_empty_file_is_found(finished: Path, dataset: Path):
 
 def test_a_missing_shard_is_found(dataset: Path):
     shard_path(dataset, 5).unlink()
-    assert [str(problem) for problem in verify(dataset)] == ["train-00005-of-00006.parquet: is missing"]
+    assert [str(problem) for problem in check(dataset)] == ["data/train-00005-of-00006.parquet: is missing"]
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("label", 7), ("seed", 1), ("index", 9), ("prompt", "x"), ("wnid", "n0")]
+    ("column", "value"), [("label", 7), ("seed", 1), ("index", 9), ("prompt", "x"), ("wnid", "n0"), ("resamples", 11)]
 )
 def test_a_row_that_is_not_the_plans_is_found(dataset: Path, column: str, value):
     edit(shard_path(dataset, 3), lambda rows: rows[4].update({column: value}))
-    (problem,) = verify(dataset)
+    (problem,) = check(dataset)
     assert f"image 34 has {column} {value}, the plan says" in problem.what
 
 
-def test_black_pictures_are_found(dataset: Path):
-    black = encode_picture(np.zeros((16, 16, 3), np.uint8), make_settings())
+def test_black_images_are_found(dataset: Path):
+    black = encode_image(np.zeros((16, 16, 3), np.uint8), make_settings())
     edit(shard_path(dataset, 3), lambda rows: rows[4]["image"].update(bytes=black))
-    assert [problem.what for problem in verify(dataset)] == ["image 34 is black"]
+    assert [problem.what for problem in check(dataset)] == ["image 34 is black"]
 
 
-def test_pictures_that_are_there_twice_are_found(dataset: Path):
-    picture = read_rows(dataset)[7]["image"]["bytes"]
-    edit(shard_path(dataset, 3), lambda rows: rows[4]["image"].update(bytes=picture))
-    assert [problem.what for problem in verify(dataset)] == ["image 34 has the picture of image 7 in shard 0"]
+def test_images_that_are_there_twice_are_found(dataset: Path):
+    image = read_rows(dataset)[7]["image"]["bytes"]
+    edit(shard_path(dataset, 3), lambda rows: rows[4]["image"].update(bytes=image))
+    assert [problem.what for problem in check(dataset)] == ["image 34 has the pixels of image 7 in shard 0"]
 
 
-def test_a_file_that_is_no_picture_is_found(finished: Path, dataset: Path):
+def test_a_file_that_is_no_image_is_found(finished: Path, dataset: Path):
     edit(shard_path(dataset, 3), lambda rows: rows[4]["image"].update(bytes=rows[4]["image"]["bytes"][:50]))
-    assert ["image 34 cannot be decoded" in problem.what for problem in verify(dataset)] == [True]
+    assert ["image 34 cannot be decoded" in problem.what for problem in check(dataset)] == [True]
     assert repaired(dataset) == read_rows(finished)
 
 
 def test_another_plans_shard_is_found(finished: Path, dataset: Path, tmp_path: Path):
     generate(tmp_path / "other", make_settings(seed=4), StandIn())
     shutil.copy(shard_path(tmp_path / "other", 1), shard_path(dataset, 1))
-    assert "was not written by these settings" in verify(dataset)[0].what
+    assert "was not written by these settings" in check(dataset)[0].what
     assert repaired(dataset) == read_rows(finished)
 
 
@@ -125,10 +134,8 @@ def test_status_counts_and_extrapolates(dataset: Path):
     now = time.time()
     for shard, age in [(0, 40), (1, 20), (2, 0)]:
         os.utime(shard_path(dataset, shard), (now - age, now - age))
-    for claim in (dataset / ".lbgen" / "claims").iterdir():
-        claim.unlink()
-    (dataset / ".lbgen" / "claims" / "3").write_text('{"host": "elsewhere", "pid": 1, "token": "t"}')
-    status = read_status(dataset)
+    (dataset / ".lbgen" / "leases" / "worker-t").write_text('{"host": "elsewhere", "pid": 1, "token": "t"}')
+    status = read_status(DatasetFolder(dataset))
     assert (status.shards_done, status.num_shards, status.images_done, status.num_images) == (3, 6, 30, 60)
     assert status.workers == 1
     assert status.images_per_second == pytest.approx(0.5, rel=0.01)
@@ -136,17 +143,16 @@ def test_status_counts_and_extrapolates(dataset: Path):
 
 
 def test_status_of_a_finished_dataset(finished: Path):
-    status = read_status(finished)
+    status = read_status(DatasetFolder(finished))
     assert (status.shards_done, status.workers, status.seconds_left) == (6, 0, None)
 
 
 def test_status_changes_nothing(dataset: Path):
     shard_path(dataset, 1).write_bytes(b"")
-    assert read_status(dataset).shards_done == 5
+    assert read_status(DatasetFolder(dataset)).shards_done == 5
     assert shard_path(dataset, 1).exists()
 
 
 def test_a_folder_without_dataset_is_refused(tmp_path: Path):
-    for look in (read_status, verify):
-        with pytest.raises(UserError, match="holds no generated dataset"):
-            look(tmp_path)
+    with pytest.raises(UserError, match="holds no generated dataset"):
+        DatasetFolder(tmp_path)

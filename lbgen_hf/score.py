@@ -1,9 +1,10 @@
-"""Score a folder of pictures or a dataset's shards; a run that was killed goes on where it stood."""
+"""Score a folder of images or a dataset's shards; a run that was killed is resumable."""
 
 import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -13,16 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
+from huggingface_hub import metadata_load, metadata_save
 from PIL import Image
 from torch import Tensor
 
+from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError
 from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
+from lbgen_hf.synthesis.card import write_card
+from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
+from lbgen_hf.synthesis.leases import alone_in
 
 COLUMN = "quality"
 SCORER_COLUMN = "quality_scorer"
-PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-_CHUNK = 100  # pictures in memory at a time; also the rows of a row group
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_CHUNK = 100  # images in memory at a time; also the rows of a row group
 _SAVE_EVERY_S = 10.0
 _SCORER_KEY = b"lbgen.quality_scorer"
 
@@ -46,34 +53,40 @@ def score_folder(
     batch_size: int = 16,
     progress: Progress = lambda done, total: None,
 ) -> Scored:
-    """Write a column `quality`: into the shards of a dataset folder, else into `metadata.csv` of a folder of pictures.
+    """Write a column `quality`: into the shards of a dataset folder, else into `metadata.csv` of a folder of images.
 
     Both are what `datasets.load_dataset` reads. Scores of the same scorer that are there already are kept.
 
     Args:
-        folder: a dataset's, with parquet files that have an `image` column; or one of pictures, at any depth.
+        folder: a dataset that `lbgen generate` made; another one, with parquet files that have an `image` column; or
+            images, at any depth.
         name: the scorer's, recorded beside the scores.
         load_scorer: called with `name` once it is known that there is something to score.
-        batch_size: pictures at a time; those of one size go together.
-        progress: told how many of how many pictures are done.
+        batch_size: images at a time; those of one size go together.
+        progress: told how many of how many images are done.
 
     Raises:
-        UserError: the folder holds nothing to score, or a picture cannot be read or is too small. What was scored
-            before is kept.
+        UserError: the folder holds nothing to score, a file cannot be read, an image is too small, or a dataset of
+            `lbgen generate` is not complete or being written. What was scored before is kept.
     """
+    check_number("--batch-size", batch_size, at_least=1, at_most=4096, integer=True)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    if batch_size < 1:
-        raise UserError(f"the batch size must be at least 1, got {batch_size}")
-    shards = [path for path in _files_below(folder, (".parquet",)) if "image" in pq.read_schema(path).names]
-    if shards:
-        return _score_shards(folder, shards, name, load_scorer, batch_size, progress)
-    pictures = _files_below(folder, PICTURE_SUFFIXES)
-    if pictures:
-        return _score_pictures(folder, pictures, name, load_scorer, batch_size, progress)
-    raise UserError(
-        f"{folder} has no pictures ({', '.join(PICTURE_SUFFIXES)}) and no parquet files with an image column"
-    )
+    if (folder / RECORD).exists():
+        dataset = DatasetFolder(folder).require_complete()
+        shards = [dataset.shard_path(shard) for shard in range(dataset.plan.num_shards)]
+        with alone_in(folder):
+            scored = _score_shards(folder, shards, name, load_scorer, batch_size, progress)
+            write_card(DatasetFolder(folder))
+        return scored
+    if shards := [path for path in _files_below(folder, (".parquet",)) if "image" in _read_footer(path)[0].names]:
+        card = _read_card(folder / "README.md")
+        scored = _score_shards(folder, shards, name, load_scorer, batch_size, progress)
+        _declare_column(folder / "README.md", card)
+        return scored
+    if images := _files_below(folder, IMAGE_SUFFIXES):
+        return _score_images(folder, images, name, load_scorer, batch_size, progress)
+    raise UserError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}) and no parquet files with an image column")
 
 
 def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -81,22 +94,20 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def read_picture(encoded: bytes, label: str) -> Tensor:
+def read_image(encoded: bytes, label: str) -> Tensor:
     """An image file to (3, H, W) in [0, 1].
 
     Raises:
-        UserError: it is no picture, or too small; `label` says which.
+        UserError: it is no image, or one that is too small or too large; `label` says which.
     """
     try:
-        picture = Image.open(io.BytesIO(encoded)).convert("RGB")
-    except OSError:
-        raise UserError(f"{label} cannot be read as a picture") from None
-    if min(picture.size) < MIN_IMAGE_SIZE:
-        width, height = picture.size
-        raise UserError(
-            f"{label} is {width}x{height}; pictures of at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE} are scored"
-        )
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError(f"{label} cannot be read as an image") from None
+    if min(image.size) < MIN_IMAGE_SIZE:
+        width, height = image.size
+        raise UserError(f"{label} is {width}x{height}; images of at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE} are scored")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 
 @torch.no_grad()
@@ -120,9 +131,9 @@ def score_images(scorer: QualityScorer, images: Iterable[Tensor], batch_size: in
     return scores.tolist()
 
 
-def _score_pictures(
+def _score_images(
     folder: Path,
-    pictures: list[Path],
+    images: list[Path],
     name: str,
     load_scorer: Callable[[str], QualityScorer],
     batch_size: int,
@@ -130,15 +141,15 @@ def _score_pictures(
 ) -> Scored:
     table = folder / "metadata.csv"
     rows = _read_table(table)
-    names = [path.relative_to(folder).as_posix() for path in pictures]
-    waiting = [file for file in names if rows.get(file, {}).get(SCORER_COLUMN) != name]
+    names = [path.relative_to(folder).as_posix() for path in images]
+    waiting = [file for file in names if not _is_scored(rows.get(file, {}), name)]
     known = len(names) - len(waiting)
     scorer = load_scorer(name) if waiting else None
     last_saved = time.monotonic()
     try:
         for start in range(0, len(waiting), _CHUNK):
             chunk = waiting[start : start + _CHUNK]
-            images = [read_picture((folder / file).read_bytes(), file) for file in chunk]
+            images = [read_image((folder / file).read_bytes(), file) for file in chunk]
             for file, score in zip(chunk, score_images(scorer, images, batch_size), strict=True):
                 rows[file] = {**rows.get(file, {"file_name": file}), COLUMN: f"{score:.5f}", SCORER_COLUMN: name}
             progress(known + start + len(chunk), len(names))
@@ -151,14 +162,24 @@ def _score_pictures(
     return Scored(table, [float(rows[file][COLUMN]) for file in names], known)
 
 
+def _is_scored(row: dict[str, str], name: str) -> bool:
+    try:
+        return row.get(SCORER_COLUMN) == name and math.isfinite(float(row.get(COLUMN) or "nan"))
+    except ValueError:
+        return False
+
+
 def _read_table(table: Path) -> dict[str, dict[str, str]]:
     if not table.exists():
         return {}
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if "file_name" not in (reader.fieldnames or []):
-            raise UserError(f"{table} has no column file_name; move it away, and a new one is written")
-        return {row["file_name"]: row for row in reader}
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if "file_name" not in (reader.fieldnames or []):
+                raise UserError(f"{table} has no column file_name; move it away, and a new one is written")
+            return {row["file_name"]: row for row in reader}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table} is damaged ({error}); move it away, and a new one is written") from error
 
 
 def _write_table(table: Path, rows: dict[str, dict[str, str]]) -> None:
@@ -179,46 +200,58 @@ def _score_shards(
     batch_size: int,
     progress: Progress,
 ) -> Scored:
-    footers = {path: pq.read_metadata(path) for path in shards}
-    total = sum(footer.num_rows for footer in footers.values())
-    waiting = [path for path in shards if footers[path].metadata.get(_SCORER_KEY, b"").decode() != name]
-    done = known = total - sum(footers[path].num_rows for path in waiting)
+    footers = {path: _read_footer(path) for path in shards}
+    total = sum(num_rows for _, num_rows in footers.values())
+    if not total:
+        raise UserError(f"{folder} has parquet files, but not one row")
+    waiting = [path for path in shards if (footers[path][0].metadata or {}).get(_SCORER_KEY) != name.encode()]
+    done = known = total - sum(footers[path][1] for path in waiting)
     scorer = load_scorer(name) if waiting else None
     for path in waiting:
         for rows in _score_shard(path, name, scorer, batch_size):
             done += rows
             progress(done, total)
-    _declare_column(folder / "README.md")
     scores = [score for path in shards for score in pq.read_table(path, columns=[COLUMN])[COLUMN].to_pylist()]
     return Scored(folder, scores, known)
+
+
+def _read_footer(path: Path) -> tuple[pa.Schema, int]:
+    """The schema of a parquet file, and its number of rows."""
+    try:
+        metadata = pq.read_metadata(path)
+        return metadata.schema.to_arrow_schema(), metadata.num_rows
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is no parquet file, or damaged: {str(error).splitlines()[0]}") from error
 
 
 def _score_shard(path: Path, name: str, scorer: QualityScorer, batch_size: int) -> Iterable[int]:
     """Write the shard again with its column, a row group at a time, then rename it. Yields numbers of rows."""
     draft = path.with_name(f".{path.name}.tmp")
     try:
-        with pq.ParquetFile(path) as source:
+        with pq.ParquetFile(path, page_checksum_verification=True) as source:
             schema = _with_column(source.schema_arrow, name)
             with pq.ParquetWriter(draft, schema, write_page_checksum=True, write_page_index=True) as writer:
                 first = 0
                 for batch in source.iter_batches(_CHUNK):
                     cells = batch.column("image").to_pylist()
                     labels = [f"row {first + place} of {path.name}" for place in range(len(cells))]
-                    images = [read_picture(_bytes(cell), label) for cell, label in zip(cells, labels, strict=True)]
+                    images = [read_image(_bytes(cell), label) for cell, label in zip(cells, labels, strict=True)]
                     scores = pa.array(score_images(scorer, images, batch_size), pa.float32())
                     columns = {column: batch.column(column) for column in batch.schema.names} | {COLUMN: scores}
                     writer.write_table(pa.table([columns[column] for column in schema.names], schema=schema))
                     first += len(cells)
                     yield len(cells)
         os.replace(draft, path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot score {path}: {str(error).splitlines()[0]}") from error
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _bytes(cell: dict | bytes | None) -> bytes:
+def _bytes(cell: object) -> bytes:
     """Of a cell of an image column, as `datasets` or as others write it; empty where there are none."""
     encoded = cell.get("bytes") if isinstance(cell, dict) else cell
-    return encoded or b""
+    return encoded if isinstance(encoded, bytes) else b""
 
 
 def _with_column(schema: pa.Schema, name: str) -> pa.Schema:
@@ -235,12 +268,22 @@ def _with_column(schema: pa.Schema, name: str) -> pa.Schema:
     return schema.with_metadata(metadata)
 
 
-def _declare_column(card: Path) -> None:
-    """Add the column to the features that a dataset card lists: `load_dataset` holds to that list."""
-    from huggingface_hub import metadata_load, metadata_save
+def _read_card(card: Path) -> dict | None:
+    """The YAML of a dataset card, None where there is none.
 
-    metadata = metadata_load(card) if card.exists() else None
-    features = ((metadata or {}).get("dataset_info") or {}).get("features")
+    Raises:
+        UserError: it is damaged: `load_dataset` could not read it either.
+    """
+    try:
+        return metadata_load(card) if card.exists() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"the front matter of {card} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def _declare_column(card: Path, metadata: dict | None) -> None:
+    """Add the column to the features that a dataset card lists: `load_dataset` holds to that list."""
+    info = (metadata or {}).get("dataset_info")
+    features = info.get("features") if isinstance(info, dict) else None
     if features and COLUMN not in [feature["name"] for feature in features]:
         features.append({"name": COLUMN, "dtype": "float32"})
         metadata_save(card, metadata)

@@ -1,4 +1,4 @@
-"""`lbgen score`: folders of pictures and datasets, resumed, refused."""
+"""`lbgen score`: folders of images and datasets, resumed, refused."""
 
 import csv
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lbgen_hf.cli import main
 from lbgen_hf.rewards import quality
 from lbgen_hf.rewards.quality.scorer import QualityScorer
-from lbgen_hf.rewards.quality.scoring import score_folder
+from lbgen_hf.score import score_folder
 
 
 class Brightness(QualityScorer):
@@ -38,17 +38,17 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> Brightness:
     return scorer
 
 
-def make_picture(level: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
+def make_image(level: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
     return Image.new("RGB", size, (level, level, level))
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for place in range(5):
         size = (40, 36) if place % 2 else (64, 64)
-        make_picture(place * 51, size).save(folder / ("more" if place > 2 else ".") / f"{place}.png")
+        make_image(place * 51, size).save(folder / ("more" if place > 2 else ".") / f"{place}.png")
     return folder
 
 
@@ -57,7 +57,7 @@ def write_shards(folder: Path, num_shards: int = 3, rows: int = 4) -> None:
     (folder / "data").mkdir(parents=True)
     for shard in range(num_shards):
         levels = [20 * (shard * rows + row) for row in range(rows)]
-        columns = {"image": [make_picture(level) for level in levels], "label": [level // 20 % 2 for level in levels]}
+        columns = {"image": [make_image(level) for level in levels], "label": [level // 20 % 2 for level in levels]}
         data = datasets.Dataset.from_dict(columns, features=features)
         data.to_parquet(folder / "data" / f"train-{shard:05d}-of-{num_shards:05d}.parquet")
     metadata = {
@@ -86,58 +86,58 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return line
 
 
-def test_folder_of_pictures_gets_a_column_that_datasets_reads(
-    pictures: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str]
+def test_folder_of_images_gets_a_column_that_datasets_reads(
+    images: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("score", pictures, "--quality", "lbgen-tiny", "--batch-size", 2) == 0
-    assert "5 pictures" in capsys.readouterr().out
-    table = read_table(pictures)
+    assert run("score", images, "--scorer", "lbgen-tiny", "--batch-size", 2) == 0
+    assert "5 images" in capsys.readouterr().out
+    table = read_table(images)
     assert list(table) == ["0.png", "1.png", "2.png", "more/3.png", "more/4.png"]
     assert [float(row["quality"]) for row in table.values()] == pytest.approx([1, 1.8, 2.6, 3.4, 4.2], abs=1e-4)
-    loaded = datasets.load_dataset("imagefolder", data_dir=str(pictures), split="train")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(images), split="train")
     assert sorted(loaded["quality"]) == pytest.approx([1, 1.8, 2.6, 3.4, 4.2], abs=1e-4)
 
 
-def test_pictures_known_of_the_same_scorer_are_not_scored_again(pictures: Path, scorer: Brightness) -> None:
+def test_images_known_of_the_same_scorer_are_not_scored_again(images: Path, scorer: Brightness) -> None:
     def score(name: str) -> int:
         scorer.asked = 0
-        score_folder(pictures, name, lambda _: scorer)
+        score_folder(images, name, lambda _: scorer)
         return scorer.asked
 
     assert [score("one"), score("one")] == [5, 0]
-    make_picture(255).save(pictures / "new.png")
+    make_image(255).save(images / "new.png")
     assert [score("one"), score("another"), score("another")] == [1, 6, 0]
 
 
-def test_columns_of_others_are_kept(pictures: Path, scorer: Brightness) -> None:
-    (pictures / "metadata.csv").write_text("file_name,text\n1.png,one\ngone.png,gone\n")
-    score_folder(pictures, "one", lambda _: scorer)
-    table = read_table(pictures)
+def test_columns_of_others_are_kept(images: Path, scorer: Brightness) -> None:
+    (images / "metadata.csv").write_text("file_name,text\n1.png,one\ngone.png,gone\n")
+    score_folder(images, "one", lambda _: scorer)
+    table = read_table(images)
     assert table["1.png"]["text"] == "one"
     assert float(table["1.png"]["quality"]) == pytest.approx(1.8, abs=1e-4)
     assert table["gone.png"] == {"file_name": "gone.png", "text": "gone", "quality": "", "quality_scorer": ""}
 
 
-def test_what_was_scored_before_a_bad_picture_is_kept(
-    pictures: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_what_was_scored_before_a_bad_image_is_kept(
+    images: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lbgen_hf.rewards.quality.scoring._CHUNK", 2)
-    make_picture(0, (31, 64)).save(pictures / "more" / "z.png")
-    assert "more/z.png is 31x64; pictures of at least 32x32 are scored" in refusal(capsys, "score", pictures)
-    assert [name for name, row in read_table(pictures).items() if row["quality"]] == [
+    monkeypatch.setattr("lbgen_hf.score._CHUNK", 2)
+    make_image(0, (31, 64)).save(images / "more" / "z.png")
+    assert "more/z.png is 31x64; images of at least 32x32 are scored" in refusal(capsys, "score", images)
+    assert [name for name, row in read_table(images).items() if row["quality"]] == [
         "0.png",
         "1.png",
         "2.png",
         "more/3.png",
     ]
-    (pictures / "more" / "z.png").write_bytes(b"no picture")
-    assert "more/z.png cannot be read as a picture" in refusal(capsys, "score", pictures)
+    (images / "more" / "z.png").write_bytes(b"no image")
+    assert "more/z.png cannot be read as an image" in refusal(capsys, "score", images)
 
 
 def test_dataset_gets_a_column_and_still_loads(tmp_path: Path, scorer: Brightness) -> None:
     write_shards(tmp_path)
     before = datasets.load_dataset(str(tmp_path), split="train", cache_dir=tmp_path / "before")
-    assert run("score", tmp_path, "--quality", "lbgen-tiny") == 0
+    assert run("score", tmp_path, "--scorer", "lbgen-tiny") == 0
     after = datasets.load_dataset(str(tmp_path), split="train", cache_dir=tmp_path / "after")
     assert after.features == {**before.features, "quality": datasets.Value("float32")}
     assert after["label"] == before["label"]
@@ -150,7 +150,7 @@ class StoppedError(Exception):
     pass
 
 
-def test_dataset_goes_on_at_the_shard_where_it_stood(tmp_path: Path, scorer: Brightness) -> None:
+def test_dataset_resumes_at_the_shard_where_it_stood(tmp_path: Path, scorer: Brightness) -> None:
     write_shards(tmp_path)
 
     def stop_in_second_shard(done: int, total: int) -> None:
@@ -173,11 +173,11 @@ def bad_folders(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     yield tmp_path / "absent", "is not a folder"
     empty = tmp_path / "empty"
     empty.mkdir()
-    yield empty, "has no pictures"
+    yield empty, "has no images"
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    make_picture(0).save(foreign / "0.png")
-    (foreign / "metadata.csv").write_text("picture,text\n")
+    make_image(0).save(foreign / "0.png")
+    (foreign / "metadata.csv").write_text("image,text\n")
     yield foreign, "has no column file_name"
 
 
@@ -187,13 +187,13 @@ def test_bad_input_is_one_line(tmp_path: Path, scorer: Brightness, capsys: pytes
 
 
 def test_values_that_are_not_finite_are_refused(
-    pictures: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str]
+    images: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scorer.scale.data.fill_(torch.nan)
-    assert "values that are not finite" in refusal(capsys, "score", pictures)
+    assert "values that are not finite" in refusal(capsys, "score", images)
 
 
-def test_unknown_scorers_and_dtypes_are_refused(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refusal(capsys, "score", pictures, "--quality", "niceness")
+def test_unknown_scorers_and_dtypes_are_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "score", images, "--scorer", "niceness")
     assert "choose from lbgen-tiny, qalign, vlm:<repo>, pyiqa:<metric>" in line
-    assert "choose from float32, float16, bfloat16" in refusal(capsys, "score", pictures, "--dtype", "int8")
+    assert "choose from float32, float16, bfloat16" in refusal(capsys, "score", images, "--dtype", "int8")

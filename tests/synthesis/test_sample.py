@@ -1,5 +1,8 @@
-"""The drawer draws what the plain pipeline draws."""
+"""The sampler draws what the plain pipeline draws."""
 
+import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,9 @@ from stand_in import read_rows
 from lbgen_hf.errors import UserError
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 from lbgen_hf.synthesis.denoising import CachedUNet
-from lbgen_hf.synthesis.draw import PipelineDrawer, build_scheduler, digest_weights
 from lbgen_hf.synthesis.generate import generate
-from lbgen_hf.synthesis.job import Job
-from lbgen_hf.synthesis.settings import Settings
+from lbgen_hf.synthesis.plan import Settings
+from lbgen_hf.synthesis.sample import Job, PipelineSampler, build_scheduler, inspect_model, load_sampler
 
 STEPS = 6
 
@@ -33,41 +35,41 @@ def rows_of(settings: Settings) -> list:
 
 
 @pytest.mark.parametrize("scheduler", ["pndm", "dpmpp-2m", "ddim", "unipc", "euler"])
-def test_pictures_equal_the_plain_pipelines(pipe: LbGenPipeline, scheduler: str):
+def test_images_equal_the_plain_pipelines(pipe: LbGenPipeline, scheduler: str):
     settings = settings_of(pipe, scheduler=scheduler)
     rows = rows_of(settings)
-    drawn = PipelineDrawer(pipe, settings)(rows)
+    samples = PipelineSampler(pipe, settings)(rows)
     generators = [torch.Generator().manual_seed(row.seed) for row in rows]
     plain = pipe(
         [row.class_id for row in rows], generator=generators, num_inference_steps=STEPS, output_type="np"
     ).images
-    assert drawn.accepted == [True] * len(rows)
-    assert np.abs(drawn.pictures / 255 - plain).max() < 0.51 / 255
+    assert samples.accepted == [True] * len(rows)
+    assert np.abs(samples.pixels / 255 - plain).max() < 0.51 / 255
 
 
-def test_a_row_draws_the_same_picture_in_any_batch(pipe: LbGenPipeline):
+def test_a_row_draws_the_same_image_in_any_batch(pipe: LbGenPipeline):
     settings = settings_of(pipe)
-    drawer = PipelineDrawer(pipe, settings)
+    sampler = PipelineSampler(pipe, settings)
     rows = rows_of(settings)
-    together = drawer(rows).pictures
-    alone = np.concatenate([drawer([row]).pictures for row in rows])
-    backwards = drawer(rows[::-1]).pictures[::-1]
+    together = sampler(rows).pixels
+    alone = np.concatenate([sampler([row]).pixels for row in rows])
+    backwards = sampler(rows[::-1]).pixels[::-1]
     assert np.abs(together.astype(int) - alone).max() <= 1
     assert np.abs(together.astype(int) - backwards).max() <= 1
 
 
 def test_prompts_are_encoded_once(pipe: LbGenPipeline, monkeypatch: pytest.MonkeyPatch):
     settings = settings_of(pipe)
-    drawer = PipelineDrawer(pipe, settings)
-    drawer(rows_of(settings))
+    sampler = PipelineSampler(pipe, settings)
+    sampler(rows_of(settings))
     monkeypatch.setattr(pipe, "encode_prompt", None)
-    drawer(rows_of(settings))
+    sampler(rows_of(settings))
 
 
 def count_unet_samples(pipe: LbGenPipeline, settings: Settings) -> int:
     samples = []
     handle = pipe.unet.register_forward_pre_hook(lambda _, args: samples.append(len(args[0])))
-    PipelineDrawer(pipe, settings)(rows_of(settings)[:1])
+    PipelineSampler(pipe, settings)(rows_of(settings)[:1])
     handle.remove()
     return sum(samples)
 
@@ -75,15 +77,17 @@ def count_unet_samples(pipe: LbGenPipeline, settings: Settings) -> int:
 def test_guidance_acts_on_its_interval_alone(pipe: LbGenPipeline):
     half = {"scheduler": "ddim", "steps": 10, "guidance_scale": 4.0}
     assert count_unet_samples(pipe, settings_of(pipe, **half)) == 20
-    assert count_unet_samples(pipe, settings_of(pipe, **half, guidance_interval=(0.25, 0.65))) == 14
+    assert count_unet_samples(pipe, settings_of(pipe, **half, guidance_start=0.3, guidance_stop=0.7)) == 14
     whole, part, none = (
-        PipelineDrawer(pipe, settings_of(pipe, **half, guidance_interval=interval))(rows_of(settings_of(pipe)))
-        for interval in [(0.0, 1.0), (0.25, 0.65), (0.0, 0.0)]
+        PipelineSampler(pipe, settings_of(pipe, **half, guidance_start=start, guidance_stop=stop))(
+            rows_of(settings_of(pipe))
+        )
+        for start, stop in [(0.0, 1.0), (0.3, 0.7), (0.0, 0.0)]
     )
-    unguided = PipelineDrawer(pipe, settings_of(pipe, **{**half, "guidance_scale": 1.0}))(rows_of(settings_of(pipe)))
-    assert np.array_equal(none.pictures, unguided.pictures)
-    assert not np.array_equal(part.pictures, whole.pictures)
-    assert not np.array_equal(part.pictures, none.pictures)
+    unguided = PipelineSampler(pipe, settings_of(pipe, **{**half, "guidance_scale": 1.0}))(rows_of(settings_of(pipe)))
+    assert np.array_equal(none.pixels, unguided.pixels)
+    assert not np.array_equal(part.pixels, whole.pixels)
+    assert not np.array_equal(part.pixels, none.pixels)
 
 
 def test_paper_draws_51_guided_steps(pipe: LbGenPipeline):
@@ -136,11 +140,11 @@ def test_a_shallow_call_is_the_unet_with_the_deep_features_of_the_last_whole_one
 
 
 def test_caching_changes_little_and_leaves_the_other_half_alone(pipe: LbGenPipeline):
-    """With and without guidance in one picture: the cache holds both halves, then the prompted one alone is used."""
-    settings = settings_of(pipe, scheduler="ddim", steps=10, guidance_interval=(0.0, 0.65), cache_interval=2)
-    drawn = PipelineDrawer(pipe, settings)(rows_of(settings)).pictures.astype(int)
-    exact = PipelineDrawer(pipe, settings_of(pipe, scheduler="ddim", steps=10, guidance_interval=(0.0, 0.65)))
-    difference = np.abs(drawn - exact(rows_of(settings)).pictures)
+    """With and without guidance in one image: the cache holds both halves, then the prompted one alone is used."""
+    settings = settings_of(pipe, scheduler="ddim", steps=10, guidance_start=0.3, cache_interval=2)
+    samples = PipelineSampler(pipe, settings)(rows_of(settings)).pixels.astype(int)
+    exact = PipelineSampler(pipe, settings_of(pipe, scheduler="ddim", steps=10, guidance_start=0.3))
+    difference = np.abs(samples - exact(rows_of(settings)).pixels)
     assert 0 < difference.mean() < 20
 
 
@@ -156,56 +160,66 @@ class FlagFirstTry:
         return images, flags
 
 
-def test_what_the_safety_checker_flags_is_redrawn_and_never_black(pipe: LbGenPipeline, tmp_path, monkeypatch):
+def test_what_the_safety_checker_flags_is_resampled_and_never_black(pipe: LbGenPipeline, tmp_path, monkeypatch):
     settings = settings_of(pipe, images_per_class=1, format="png")
     monkeypatch.setattr(pipe, "safety_checker", object())
     monkeypatch.setattr(pipe, "run_safety_checker", FlagFirstTry([[False, True, False, True], [False, True], [False]]))
-    generate(tmp_path / "out", settings, PipelineDrawer(pipe, settings), batch_size=4)
+    generate(tmp_path / "out", settings, PipelineSampler(pipe, settings), batch_size=4)
     rows = read_rows(tmp_path / "out")
-    assert [row["redraws"] for row in rows] == [0, 1, 0, 2]
+    assert [row["resamples"] for row in rows] == [0, 1, 0, 2]
     monkeypatch.setattr(pipe, "run_safety_checker", FlagFirstTry([[False] * 4]))
-    again = [settings.plan.row(0), settings.plan.row(1).redrawn(), settings.plan.row(2)]
-    again.append(settings.plan.row(3).redrawn().redrawn())
-    pictures = PipelineDrawer(pipe, settings)(again).pictures
-    assert pictures.reshape(4, -1).max(axis=1).min() > 20
+    again = [settings.plan.row(0), settings.plan.row(1).resampled(), settings.plan.row(2)]
+    again.append(settings.plan.row(3).resampled().resampled())
+    images = PipelineSampler(pipe, settings)(again).pixels
+    assert images.reshape(4, -1).max(axis=1).min() > 20
     assert [row["seed"] for row in rows] == [row.seed for row in again]
 
 
-def test_gates_score_and_refuse(pipe: LbGenPipeline):
+def test_thresholds_score_and_refuse(pipe: LbGenPipeline):
     settings = settings_of(pipe)
     rows = rows_of(settings)
     scorer = lambda images, rows: torch.tensor([float(row.class_id) for row in rows])  # noqa: E731
-    drawn = PipelineDrawer(pipe, settings, {"quality": (scorer, 2.0)})(rows)
-    assert drawn.scores == {"quality": [float(row.class_id) for row in rows]}
-    assert drawn.accepted == [row.class_id >= 2 for row in rows]
+    samples = PipelineSampler(pipe, settings, {"quality": (scorer, 2.0)})(rows)
+    assert samples.scores == {"quality": [float(row.class_id) for row in rows]}
+    assert samples.accepted == [row.class_id >= 2 for row in rows]
 
 
 def test_the_lora_is_fused(sd_folder: Path, lora_folder: Path, pipe: LbGenPipeline):
     options = {"images_per_class": 2, "steps": STEPS}
-    settings, drawer = Job(str(sd_folder), str(lora_folder), device="cpu", options=options).prepare()
+    settings, sampler = Job(str(sd_folder), str(lora_folder), device="cpu", options=options).prepare()
     assert settings.classes == tuple(pipe.class_labels)
-    assert settings.wnids == tuple(pipe.class_wnids)
-    assert settings.model_digest == digest_weights(pipe.unet)
+    assert settings.wnids is None  # not every class has one
     assert settings.lora_sha256 is not None
-    assert not any("lora" in name for name, _ in drawer.pipe.unet.named_modules())
+    assert not any("lora" in name for name, _ in sampler.pipe.unet.named_modules())
     unfused = LbGenPipeline.from_pretrained(lora_folder)
     rows = rows_of(settings)
     generators = [torch.Generator().manual_seed(row.seed) for row in rows]
     plain = unfused(
         [row.class_id for row in rows], generator=generators, num_inference_steps=STEPS, output_type="np"
     ).images
-    assert np.abs(drawer(rows).pictures / 255 - plain).max() < 1.1 / 255
-    assert np.abs(drawer(rows).pictures.astype(int) - PipelineDrawer(pipe, settings)(rows).pictures).max() > 2
+    assert np.abs(sampler(rows).pixels / 255 - plain).max() < 1.1 / 255
+    assert np.abs(sampler(rows).pixels.astype(int) - PipelineSampler(pipe, settings)(rows).pixels).max() > 2
 
 
-def test_a_digest_tells_weights_apart(pipe: LbGenPipeline):
-    before = digest_weights(pipe.unet)
-    assert before == digest_weights(pipe.unet)
-    with torch.no_grad():
-        pipe.unet.conv_in.bias.add_(0.01)
-        after = digest_weights(pipe.unet)
-        pipe.unet.conv_in.bias.sub_(0.01)
-    assert before != after
+def test_a_digest_tells_weights_apart_wherever_they_lie(sd_folder: Path, lora_folder: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(sd_folder, tmp_path / "copy"))
+    digest = inspect_model(str(sd_folder))[0]["model_digest"]
+    assert inspect_model(str(copy))[0]["model_digest"] == digest
+    assert inspect_model(str(lora_folder))[0]["model_digest"] != digest
+    for module in ("unet", "vae", "text_encoder"):
+        file = next((copy / module).glob("*.safetensors"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert inspect_model(str(copy))[0]["model_digest"] != digest
+        file.write_bytes(whole)
+        os.utime(file, (0, 0))  # the digest of an unchanged file is remembered
+    assert inspect_model(str(copy))[0]["model_digest"] == digest
+
+
+def test_weights_that_are_not_those_of_the_plan_are_refused(sd_folder: Path):
+    settings = Job(str(sd_folder), device="cpu", options={"images_per_class": 1}).resolve()
+    with pytest.raises(UserError, match="the weights are not those of the plan: the model is"):
+        load_sampler(dataclasses.replace(settings, model_digest="0"), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +227,7 @@ def test_a_digest_tells_weights_apart(pipe: LbGenPipeline):
     [
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"dtype": "float16", "device": "cpu"}, "float16 is too slow"),
-        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "gpu"}, "device 'gpu' is not available here"),
         ({"classes": "imagenet-2k"}, "no class list 'imagenet-2k'"),
         ({"options": {"images_per_class": 0}}, "--images-per-class must be at least 1"),
         ({"options": {"images_per_class": 1, "scheduler": "magic"}}, "unknown scheduler 'magic'"),
@@ -229,11 +243,11 @@ def test_schedulers_keep_the_betas(pipe: LbGenPipeline):
     assert scheduler.config.beta_end == 0.012
 
 
-def test_the_shipped_gates_score_what_lbgen_tiny_draws():
+def test_the_shipped_thresholds_score_what_lbgen_tiny_draws():
     options = {"images_per_class": 1, "steps": 4, "min_clip_score": -1.0, "min_quality": 1.0}
-    settings, drawer = Job(device="cpu", options=options).prepare()
-    drawn = drawer(rows_of(settings)[:4])
-    assert set(drawn.scores) == {"clip_score", "quality"}
-    assert all(-1 <= score <= 1 for score in drawn.scores["clip_score"])
-    assert all(1 <= score <= 5 for score in drawn.scores["quality"])
-    assert drawn.accepted == [True] * 4
+    settings, sampler = Job(device="cpu", options=options).prepare()
+    samples = sampler(rows_of(settings)[:4])
+    assert set(samples.scores) == {"clip_score", "quality"}
+    assert all(-1 <= score <= 1 for score in samples.scores["clip_score"])
+    assert all(1 <= score <= 5 for score in samples.scores["quality"])
+    assert samples.accepted == [True] * 4

@@ -1,4 +1,4 @@
-"""`lbgen quickstart` with the shipped model, a picture a class."""
+"""`lbgen quickstart` with the shipped model, a image a class."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from datasets import load_dataset
 from diffusers import UNet2DConditionModel
 from tiny import save_lora
 
+from lbgen_hf import quickstart
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.cli import main
-from lbgen_hf.synthesis import quickstart
 
 
 @pytest.fixture(autouse=True)
-def few_pictures(monkeypatch: pytest.MonkeyPatch):
+def few_images(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(quickstart, "IMAGES_PER_CLASS", 1)
 
 

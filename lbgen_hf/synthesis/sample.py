@@ -1,0 +1,399 @@
+"""The images of a plan's rows, sampled from a pipeline: whole batches that mix classes, each prompt encoded once."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.checks import check_finite
+from lbgen_hf.class_names import ClassNames, load_class_names
+from lbgen_hf.devices import DTYPES, pick_device
+from lbgen_hf.errors import UserError
+from lbgen_hf.files import sha256_of
+from lbgen_hf.pipeline_lbgen import (
+    LBGEN_TINY,
+    LORA_FILE,
+    PIPELINE_FILE,
+    LbGenPipeline,
+    _base_model,
+    _explain_missing,
+    _find,
+    _in_order,
+    _is_lora,
+)
+from lbgen_hf.synthesis.denoising import CachedUNet, denoise
+from lbgen_hf.synthesis.plan import Row, Settings
+
+SCHEDULERS = {
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "dpmpp-2m": ("DPMSolverMultistepScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+}
+
+# Classes encoded together: always the same ones, so that a prompt's embedding never depends on who asks first.
+_ENCODED_TOGETHER = 32
+# Decoded together: four images of 512x512, whatever the batch is.
+_DECODED_PIXELS = 4 * 512 * 512
+# An image that is nowhere brighter than this, of 255, is black, and resampled; `verify` is laxer, for JPEG changes it.
+_BLACK = 16
+# The parts of a pipeline whose weights decide its images.
+_MODULES = ("text_encoder", "unet", "vae")
+
+Scorer = Callable[[Tensor, list[Row]], Tensor]
+"""(B, 3, H, W) in [0, 1] and their rows to (B,) numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """A batch of images.
+
+    Attributes:
+        pixels: (B, H, W, 3) uint8.
+        accepted: per image, whether it may be stored; the others are resampled with their next seed.
+        scores: per column (`clip_score`, `quality`) a number an image.
+    """
+
+    pixels: np.ndarray
+    accepted: list[bool]
+    scores: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+
+class Sampler(Protocol):
+    """Samples the images of some rows. Equal rows give equal images, whatever else is in the batch."""
+
+    def __call__(self, rows: list[Row]) -> Samples: ...
+
+
+class PipelineSampler:
+    """Samples rows as `settings` say.
+
+    Args:
+        pipe: loaded, on its device, its adapter fused.
+        settings: scheduler, steps, guidance and thresholds are read from here.
+        scorers: per column its scorer, and the least score that is accepted.
+
+    Raises:
+        UserError: the scheduler is unknown, or does not have so many steps.
+    """
+
+    def __init__(
+        self, pipe: LbGenPipeline, settings: Settings, scorers: dict[str, tuple[Scorer, float]] | None = None
+    ) -> None:
+        self.pipe = pipe
+        self.settings = settings
+        self.scorers = scorers or {}
+        self.pipe.scheduler = build_scheduler(settings.scheduler, pipe.scheduler.config)
+        self.unet = CachedUNet(pipe.unet, settings.cache_interval)
+        self._embeddings: dict[int, Tensor] = {}
+        self._empty = self._encode([""])
+
+    @torch.no_grad()
+    def __call__(self, rows: list[Row]) -> Samples:
+        """Sample a batch.
+
+        Raises:
+            UserError: the model gives values that are not finite.
+        """
+        generators = [torch.Generator().manual_seed(row.seed) for row in rows]
+        shape = (1, self.pipe.unet.config.in_channels, *self._latent_size())
+        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        latents = denoise(
+            self.pipe,
+            self.unet,
+            noise.to(self.pipe.device, self.pipe.unet.dtype),
+            self._prompt_embeddings([row.class_id for row in rows]),
+            self._empty,
+            steps=self.settings.steps,
+            guidance_scale=self.settings.guidance_scale,
+            guidance_start=self.settings.guidance_start,
+            guidance_stop=self.settings.guidance_stop,
+            generators=generators,
+        )
+        images = self._decode(latents)
+        check_finite(f"the images that {self.settings.model} samples in {self.settings.dtype}", images)
+        pixels = (images * 255).round().to(torch.uint8)
+        accepted = pixels.flatten(1).amax(1).cpu() >= _BLACK
+        if self.pipe.safety_checker is not None:
+            # It blackens what it flags, so it is given a copy.
+            flagged = self.pipe.run_safety_checker(images.clone() * 2 - 1, self.pipe.device, self.pipe.unet.dtype)[1]
+            accepted &= ~torch.tensor(flagged)
+        scores = {}
+        for name, (scorer, least) in self.scorers.items():
+            values = scorer(images, rows).float().cpu()
+            check_finite(f"the {name} of the images that {self.settings.model} samples", values)
+            accepted &= values >= least
+            scores[name] = values.tolist()
+        return Samples(pixels.permute(0, 2, 3, 1).cpu().numpy(), accepted.tolist(), scores)
+
+    def _latent_size(self) -> tuple[int, int]:
+        size = self.pipe.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _encode(self, prompts: list[str]) -> Tensor:
+        return self.pipe.encode_prompt(prompts, self.pipe.device, 1, do_classifier_free_guidance=False)[0]
+
+    def _prompt_embeddings(self, class_ids: list[int]) -> Tensor:
+        for class_id in class_ids:
+            if class_id not in self._embeddings:
+                first = class_id - class_id % _ENCODED_TOGETHER
+                names = self.settings.classes[first : first + _ENCODED_TOGETHER]
+                self._embeddings |= dict(enumerate(self._encode(list(names)), start=first))
+        return torch.stack([self._embeddings[class_id] for class_id in class_ids])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        pixels = latents[0, 0].numel() * self.pipe.vae_scale_factor**2
+        slices = (latents / vae.config.scaling_factor).split(max(1, _DECODED_PIXELS // pixels))
+        decoded = torch.cat([vae.decode(piece, return_dict=False)[0] for piece in slices])
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+def build_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
+    """A scheduler by its short name or its diffusers class name, with the betas of the pipeline's own.
+
+    Raises:
+        UserError: there is no such scheduler.
+    """
+    class_name, options = SCHEDULERS.get(name, (name, {}))
+    scheduler_class = getattr(diffusers, class_name, None)
+    if not hasattr(scheduler_class, "set_timesteps"):
+        raise UserError(
+            f"unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)} or a diffusers scheduler class"
+        )
+    return scheduler_class.from_config(config, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to generate, and on what. Small and picklable, so that any process can prepare it for itself.
+
+    Attributes:
+        model: "lbgen-tiny", a folder, or a Hub id.
+        lora: an adapter to put on it.
+        revision, variant: of the model's files, as in diffusers.
+        classes: a class list, as `load_class_names` takes it; default: the model's own.
+        device: default: the fastest there is.
+        dtype: float32, float16 or bfloat16; default: float16 on CUDA, else float32.
+        compile_unet: with `torch.compile`.
+        scorer: of the quality threshold, as `load_quality_scorer` takes it; default: lbgen-tiny's own for lbgen-tiny,
+            else the paper's.
+        options: further fields of `Settings`.
+    """
+
+    model: str = LBGEN_TINY
+    lora: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    classes: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    compile_unet: bool = False
+    scorer: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def resolve(self) -> Settings:
+        """The settings, from names, files' digests and this machine's device; no weights are loaded.
+
+        Raises:
+            UserError: the model, the adapter, the class list, or an option is missing or wrong.
+        """
+        names = load_class_names(self.classes) if self.classes else None
+        device = pick_device(self.device)
+        dtype = self.dtype or ("float16" if device.type == "cuda" else "float32")
+        if dtype not in DTYPES:
+            raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+        if dtype == "float16" and device.type == "cpu":
+            raise UserError("float16 is too slow and imprecise on a CPU; give --dtype float32 or bfloat16")
+        if self.compile_unet and self.options.get("cache_interval", 1) > 1:
+            raise UserError("--compile compiles whole calls of the UNet, --cache-interval makes partial ones; give one")
+        weights, model_names = inspect_model(self.model, self.lora, self.revision, self.variant)
+        names = names or model_names
+        shipped = self.model == LBGEN_TINY
+        thresholds = {}
+        if self.options.get("min_clip_score") is not None:
+            thresholds["clip_model"] = LBGEN_TINY if shipped else "openai/ViT-L-14"
+        if self.options.get("min_quality") is not None:
+            thresholds["quality_scorer"] = self.scorer or (LBGEN_TINY if shipped else "qalign")
+        elif self.scorer:
+            raise UserError("--scorer is for the threshold --min-quality; give both")
+        return Settings(
+            model=self.model,
+            lora=self.lora,
+            revision=self.revision,
+            variant=self.variant,
+            classes=names.names,
+            wnids=names.wnids if all(names.wnids) else None,
+            dtype=dtype,
+            **weights,
+            **thresholds,
+            **self.options,
+        )
+
+    def prepare(self) -> tuple[Settings, PipelineSampler]:
+        """`resolve`, then `load_sampler`."""
+        settings = self.resolve()
+        return settings, self.load_sampler(settings)
+
+    def load_sampler(self, settings: Settings) -> PipelineSampler:
+        """Load the weights for the settings that `resolve` gave, here or on another machine of the same job.
+
+        Raises:
+            UserError: as `load_sampler`.
+        """
+        return load_sampler(settings, self.device, compile_unet=self.compile_unet)
+
+
+def load_sampler(
+    settings: Settings, device: str | None = None, *, compile_unet: bool = False, thresholds: bool = True
+) -> PipelineSampler:
+    """Load what generates a dataset of these settings.
+
+    Args:
+        settings: of the dataset.
+        device: default: the fastest there is.
+        compile_unet: with `torch.compile`.
+        thresholds: False to accept every image, without loading the scorers.
+
+    Raises:
+        UserError: the model or the adapter is missing or has other weights than the settings say; an unknown scheduler.
+    """
+    build_scheduler(settings.scheduler, {})
+    weights, _ = inspect_model(settings.model, settings.lora, settings.revision, settings.variant)
+    if differences := settings.differences(dataclasses.replace(settings, **weights)):
+        raise UserError(f"the weights are not those of the plan: {'; '.join(differences)}")
+    place = pick_device(device)
+    pipe = _load_pipeline(settings, place)
+    if compile_unet:
+        pipe.unet.compile()
+    return PipelineSampler(pipe, settings, _load_scorers(settings, place) if thresholds else None)
+
+
+def _load_pipeline(settings: Settings, device: torch.device) -> LbGenPipeline:
+    """A pipeline for synthesis: adapters fused, on its device, in its fastest memory format."""
+    hub = {"revision": settings.revision, "variant": settings.variant}
+    hub = {name: value for name, value in hub.items() if value is not None}
+    pipe = LbGenPipeline.from_pretrained(settings.model, dtype=DTYPES[settings.dtype], **hub)
+    if settings.lora:
+        pipe.load_lora_weights(settings.lora)
+    if pipe.get_active_adapters():
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    pipe.to(device)
+    if device.type == "cuda":
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    return pipe
+
+
+def _load_scorers(settings: Settings, device: torch.device) -> dict[str, tuple[Scorer, float]]:
+    """The scorers of the thresholds that the settings have."""
+    scorers: dict[str, tuple[Scorer, float]] = {}
+    if settings.min_clip_score is not None:
+        scorers["clip_score"] = (_clip_scorer(settings, device), settings.min_clip_score)
+    if settings.min_quality is not None:
+        from lbgen_hf.rewards.quality import load_quality_scorer
+
+        score = load_quality_scorer(settings.quality_scorer, device=device)
+        scorers["quality"] = (lambda images, rows: score(images), settings.min_quality)
+    return scorers
+
+
+def _clip_scorer(settings: Settings, device: torch.device) -> Scorer:
+    """cos(image, "photo of c"), 1 - L_in of the paper's eq. 6."""
+    from lbgen_hf.rewards.clip_features import ClipFeatures
+
+    model = (str(MODELS / "clip"), None) if settings.clip_model == LBGEN_TINY else ("ViT-L-14", "openai")
+    clip = ClipFeatures.from_pretrained(*model, device=device)
+
+    def score(images: Tensor, rows: list[Row]) -> Tensor:
+        texts = clip.text_features([f"photo of {settings.classes[row.class_id]}" for row in rows])
+        return (clip.image_features(images) * texts).sum(-1)
+
+    return score
+
+
+def inspect_model(
+    model: str, lora: str | None = None, revision: str | None = None, variant: str | None = None
+) -> tuple[dict[str, str], ClassNames]:
+    """Which weights a model has, and which classes, by its files alone; those of the Hub are downloaded.
+
+    Returns:
+        The settings `model_digest` and, with an adapter, `lora_sha256`; the class names.
+
+    Raises:
+        UserError: the model or the adapter is missing, or has no safetensors weights.
+    """
+    folder, adapters = _locate(model, revision, variant)
+    files = [file for module in _MODULES for file in _weight_files(folder / module, variant)]
+    weights = {"model_digest": _digest([*files, *adapters])}
+    if lora:
+        weights["lora_sha256"] = _digest([_lora_file(lora)])
+    return weights, _own_classes(model, folder)
+
+
+def _locate(model: str, revision: str | None, variant: str | None) -> tuple[Path, list[Path]]:
+    """The folder of a pipeline, and the adapters that come with it: those of a LoRA repo, given as a model."""
+    if model == LBGEN_TINY:
+        return MODELS / "pipeline", []
+    with _explain_missing(model):
+        if _is_lora(model, revision=revision):
+            base = _base_model(model, revision=revision)
+            folder, adapters = _locate(base, None, variant)
+            return folder, [*adapters, _find(model, LORA_FILE, revision=revision)]
+        if Path(model).is_dir():
+            return Path(model), []
+        return Path(LbGenPipeline.download(model, revision=revision, variant=variant, use_safetensors=True)), []
+
+
+def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of a module that diffusers loads, in order."""
+    files = sorted(folder.glob("*.safetensors"))
+    special = [file for file in files if variant and f".{variant}" in file.name]
+    chosen = special or [file for file in files if "." not in file.stem]
+    if not chosen:
+        raise UserError(f"{folder} has no safetensors weights, and no others are loaded; convert them")
+    return chosen
+
+
+def _lora_file(lora: str) -> Path:
+    """The weights of an adapter: a file, or that of a folder or a Hub repo."""
+    if Path(lora).is_file():
+        return Path(lora)
+    with _explain_missing(lora):
+        file = _find(lora, LORA_FILE)
+    if file is None:
+        raise UserError(f"no LoRA {lora!r}: there is no {LORA_FILE} in such a folder here, nor does the Hub give one")
+    return file
+
+
+def _own_classes(model: str, folder: Path) -> ClassNames:
+    """The class list in a pipeline's config; imagenet-1k where it has none."""
+    if model == LBGEN_TINY:
+        return load_class_names("biaslab")
+    config = json.loads((folder / PIPELINE_FILE).read_text(encoding="utf-8"))
+    labels, wnids = _in_order(config.get("class_labels")), _in_order(config.get("class_wnids"))
+    if labels is None:
+        return load_class_names("imagenet-1k")
+    return ClassNames(tuple(labels), tuple(wnids or [None] * len(labels)))
+
+
+def _digest(files: list[Path]) -> str:
+    digests = [_sha256(file, file.stat().st_mtime_ns) for file in map(Path.resolve, files)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@functools.cache
+def _sha256(file: Path, _changed: int) -> str:
+    """Of a file that is hashed once a process, as long as it stays as it is: a model may have many gigabytes."""
+    return sha256_of(file)
