@@ -56,7 +56,7 @@ def test_rows_of_an_unfinished_dataset_are_those_that_are_there(copy: Path):
     dataset.shard_path(2).unlink()
     assert [row["id"] for row in dataset.rows(["label"])] == [*range(20), *range(30, 60)]
     assert dataset.unfinished_shards() == {2: ""}
-    with pytest.raises(UserError, match="train-00002-of-00006.parquet is missing"):
+    with pytest.raises(UserError, match=r"train-00002-of-00006\.parquet is missing"):
         dataset.row(25)
 
 
