@@ -4,6 +4,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from lbgen_hf.pipeline_lbgen import guided_steps
+
 
 class CachedUNet:
     """A UNet whose deep half runs at every `interval`-th call and lends its features in between.
@@ -95,9 +97,8 @@ def denoise(
         empty_embedding: (1, T, D), of the empty prompt.
         steps: of the scheduler.
         guidance_scale: classifier-free guidance as in diffusers; none at 1 and below.
-        guidance_start, guidance_stop: fractions of the sampling steps in [0, 1]: step i of N is guided where
-            start <= i / N < stop; at the others the prompt's prediction alone is used (arXiv 2404.07724), at half the
-            price.
+        guidance_start, guidance_stop: fractions of the sampling steps in [0, 1], as `guided_steps` takes them: at the
+            steps outside, the prompt's prediction alone is used (arXiv 2404.07724), at half the price.
         generators: one an image, for schedulers that add noise.
 
     Returns:
@@ -105,8 +106,8 @@ def denoise(
     """
     scheduler = pipe.scheduler
     scheduler.set_timesteps(steps, device=noise.device)
-    num_steps = len(scheduler.timesteps)
-    guided = [guidance_scale > 1 and guidance_start <= step / num_steps < guidance_stop for step in range(num_steps)]
+    inside = guided_steps(len(scheduler.timesteps), guidance_start, guidance_stop)
+    guided = [guidance_scale > 1 and step in inside for step in range(len(scheduler.timesteps))]
     both_embeddings = torch.cat([empty_embedding.expand_as(embeddings), embeddings])
     extra = pipe.prepare_extra_step_kwargs(generators, eta=0.0)
     unet.reset()

@@ -19,16 +19,16 @@ from lbgen_hf.class_names import ClassNames, load_class_names
 from lbgen_hf.devices import DTYPES, pick_device
 from lbgen_hf.errors import UserError
 from lbgen_hf.files import sha256_of
+from lbgen_hf.hub import first_line, loading
 from lbgen_hf.pipeline_lbgen import (
     LBGEN_TINY,
     LORA_FILE,
     PIPELINE_FILE,
     LbGenPipeline,
     _base_model,
-    _explain_missing,
     _find,
     _in_order,
-    _is_lora,
+    _shipped_pipeline,
 )
 from lbgen_hf.synthesis.denoising import CachedUNet, denoise
 from lbgen_hf.synthesis.plan import Row, Settings
@@ -339,21 +339,23 @@ def inspect_model(
     weights = {"model_digest": _digest([*files, *adapters])}
     if lora:
         weights["lora_sha256"] = _digest([_lora_file(lora)])
-    return weights, _own_classes(model, folder)
+    return weights, _own_classes(folder)
 
 
 def _locate(model: str, revision: str | None, variant: str | None) -> tuple[Path, list[Path]]:
     """The folder of a pipeline, and the adapters that come with it: those of a LoRA repo, given as a model."""
-    if model == LBGEN_TINY:
-        return MODELS / "pipeline", []
-    with _explain_missing(model):
-        if _is_lora(model, revision=revision):
-            base = _base_model(model, revision=revision)
-            folder, adapters = _locate(base, None, variant)
-            return folder, [*adapters, _find(model, LORA_FILE, revision=revision)]
-        if Path(model).is_dir():
-            return Path(model), []
-        return Path(LbGenPipeline.download(model, revision=revision, variant=variant, use_safetensors=True)), []
+    source = _shipped_pipeline() if model == LBGEN_TINY else model
+    with loading(source, "model", [LBGEN_TINY]):
+        if _find(source, PIPELINE_FILE, revision=revision):
+            if Path(source).is_dir():
+                return Path(source), []
+            return Path(LbGenPipeline.download(source, revision=revision, variant=variant, use_safetensors=True)), []
+        adapter = _find(source, LORA_FILE, revision=revision)
+        if adapter is None:
+            raise FileNotFoundError(f"there is neither {PIPELINE_FILE} nor {LORA_FILE}")
+        base = _base_model(source, revision=revision)
+    folder, adapters = _locate(base, None, variant)
+    return folder, [*adapters, adapter]
 
 
 def _weight_files(folder: Path, variant: str | None) -> list[Path]:
@@ -368,21 +370,20 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
 
 def _lora_file(lora: str) -> Path:
     """The weights of an adapter: a file, or that of a folder or a Hub repo."""
-    if Path(lora).is_file():
-        return Path(lora)
-    with _explain_missing(lora):
-        file = _find(lora, LORA_FILE)
-    if file is None:
-        raise UserError(f"no LoRA {lora!r}: there is no {LORA_FILE} in such a folder here, nor does the Hub give one")
+    with loading(lora, "LoRA"):
+        file = Path(lora) if Path(lora).is_file() else _find(lora, LORA_FILE)
+        if file is None:
+            raise FileNotFoundError(f"there is no {LORA_FILE}")
     return file
 
 
-def _own_classes(model: str, folder: Path) -> ClassNames:
+def _own_classes(folder: Path) -> ClassNames:
     """The class list in a pipeline's config; imagenet-1k where it has none."""
-    if model == LBGEN_TINY:
-        return load_class_names("biaslab")
-    config = json.loads((folder / PIPELINE_FILE).read_text(encoding="utf-8"))
-    labels, wnids = _in_order(config.get("class_labels")), _in_order(config.get("class_wnids"))
+    try:
+        config = json.loads((folder / PIPELINE_FILE).read_text(encoding="utf-8"))
+        labels, wnids = (_in_order(config.get(name)) for name in ("_class_labels", "_class_wnids"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / PIPELINE_FILE} is damaged: {first_line(error)}") from error
     if labels is None:
         return load_class_names("imagenet-1k")
     return ClassNames(tuple(labels), tuple(wnids or [None] * len(labels)))

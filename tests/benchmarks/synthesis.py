@@ -30,7 +30,7 @@ from lbgen_hf.synthesis.sample import Job
 FAST = PRESETS["fast"]
 VARIANTS = {
     "paper": PRESETS["paper"],
-    "paper, guidance start 0.1": {**PRESETS["paper"], "guidance_start": 0.1},
+    "paper, guidance start 0.12": {**PRESETS["paper"], "guidance_start": 0.12},
     "paper, cache interval 2": {**PRESETS["paper"], "cache_interval": 2},
     "fast, guidance start 0": {**FAST, "guidance_start": 0.0},
     "fast": FAST,
