@@ -90,14 +90,14 @@ class LbGenPipelineOutput(StableDiffusionPipelineOutput):
     seeds: list[int] | None = None
 
 
-def guided_steps(num_steps: int, start: float, stop: float) -> range:
-    """The indices of the sampling steps that guidance acts on.
+def guided_steps(num_steps: int, start: float, stop: float) -> list[int]:
+    """The sampling steps that guidance acts on: step i of N where start <= i / N < stop.
 
     Args:
-        num_steps: how often the UNet is called; PNDM and schedulers of second order do so more often than asked.
-        start, stop: fractions of these steps, 0 <= start <= stop <= 1; the first step is nearly pure noise.
+        num_steps: N, how often the UNet is called; PNDM and schedulers of second order do so more often than asked.
+        start, stop: fractions of the sampling steps in [0, 1]; the first step is nearly pure noise.
     """
-    return range(round(start * num_steps), round(stop * num_steps))
+    return [step for step in range(num_steps) if start <= step / num_steps < stop]
 
 
 class LbGenPipeline(StableDiffusionPipeline):
@@ -167,13 +167,10 @@ class LbGenPipeline(StableDiffusionPipeline):
             kwargs.setdefault("dtype", torch.float32)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         with loading(source, "model", [LBGEN_TINY]):
-            revision = kwargs.get("revision")
-            if _find(source, PIPELINE_FILE, revision=revision, **hub):
+            if not is_lora(source, revision=kwargs.get("revision"), **hub):
                 return cls._load(source, **kwargs)
-            if not _find(source, LORA_FILE, revision=revision, **hub):
-                raise FileNotFoundError(f"there is neither {PIPELINE_FILE} nor {LORA_FILE}")
-            kwargs.pop("revision", None)
-            base = _base_model(source, revision=revision, **hub)
+            revision = kwargs.pop("revision", None)
+            base = base_model_of(source, revision=revision, **hub)
         pipe = cls.from_pretrained(base, **kwargs)
         pipe.load_lora_weights(source, weight_name=LORA_FILE, revision=revision, **hub)
         return pipe
@@ -582,20 +579,37 @@ def _shipped_pipeline() -> str:
     return str(MODELS / "pipeline")
 
 
-def _find(source: str, filename: str, **hub) -> Path | None:
-    """A file of a folder or Hub repo, None where it has none."""
+def find_file(source: str | Path, filename: str, **hub) -> Path | None:
+    """A file of a folder or Hub repo, None where it has none; `hub` is for `hf_hub_download`."""
     if Path(source).is_dir():
         path = Path(source) / filename
         return path if path.is_file() else None
     try:
-        return Path(hf_hub_download(source, filename, **hub))
+        return Path(hf_hub_download(str(source), filename, **hub))
     except EntryNotFoundError:
         return None
 
 
-def _base_model(source: str, **hub) -> str:
-    """`base_model` in the front matter of a LoRA's README."""
-    card = _find(source, "README.md", **hub)
+def is_lora(source: str | Path, **hub) -> bool:
+    """Whether a folder or Hub repo holds a LoRA, and not a pipeline.
+
+    Raises:
+        FileNotFoundError: it holds neither.
+    """
+    if find_file(source, PIPELINE_FILE, **hub):
+        return False
+    if find_file(source, LORA_FILE, **hub):
+        return True
+    raise FileNotFoundError(f"there is neither {PIPELINE_FILE} nor {LORA_FILE}")
+
+
+def base_model_of(source: str | Path, **hub) -> str:
+    """`base_model` in the front matter of a LoRA's README.
+
+    Raises:
+        UserError: there is none.
+    """
+    card = find_file(source, "README.md", **hub)
     base = (metadata_load(card) or {}).get("base_model") if card else None
     if isinstance(base, list):
         base = base[0] if base else None
@@ -604,6 +618,15 @@ def _base_model(source: str, **hub) -> str:
             f"the LoRA {source!r} does not name its base: write `base_model: ...` in its README.md's front matter"
         )
     return base
+
+
+def saved_classes(folder: str | Path) -> tuple[list[str] | None, list[str | None] | None]:
+    """Class names and wnids as `LbGenPipeline.from_pretrained` finds them in a saved pipeline, without loading it."""
+    config = LbGenPipeline.load_config(folder)
+    labels = _in_order(config.get(_PRIVATE["class_labels"], config.get("class_labels")))
+    if labels is None:
+        return tuple(map(_in_order, _default_classes()))
+    return labels, _in_order(config.get(_PRIVATE["class_wnids"], config.get("class_wnids")))
 
 
 @contextlib.contextmanager

@@ -1,27 +1,64 @@
-"""Images with a graph through K of the N denoising steps: the paper's sec. 4.1, after DRTune and CoMat.
+"""The one denoising loop: for synthesis, and for training with a graph through K of the N steps.
 
-The whole schedule runs from pure noise, as in synthesis. At K steps the UNet's call is part of the graph; at all others
-it is a constant, and the scheduler's own arithmetic carries the gradient from the image back to each trained step.
+In training the whole schedule runs from pure noise, as in synthesis (the paper's sec. 4.1, after DRTune and CoMat). At
+K gradient steps the UNet's call is part of the graph; at all others it is a constant, and the scheduler's own
+arithmetic carries the gradient from the image back to each gradient step.
 """
 
 import contextlib
+import difflib
+import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Literal
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from lbgen_hf.checks import check_finite, check_number
 from lbgen_hf.errors import UserError
+from lbgen_hf.pipeline_lbgen import guided_steps
 
-UnetInput = Literal["stop", "through"]
 TRAINING_SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+# A config written by PNDM has no `clip_sample`, and the default of DDIM and DDPM clips latents to [-1, 1].
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "dpmpp-2m": ("DPMSolverMultistepScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+}
 
 _NO_PNDM = (
-    "PNDM mixes the noise predictions of earlier steps into every step, so a trained step would also reach the image"
-    " through its neighbours and K trained steps would not be K; train with ddim (default) or ddpm, and draw with PNDM"
+    "PNDM mixes the noise predictions of earlier steps into every step, so a gradient step would also reach the image"
+    " through its neighbours and K gradient steps would not be K; train with ddim (default) or ddpm, and sample with"
+    " PNDM"
 )
+
+
+def build_scheduler(name: str, config: dict) -> SchedulerMixin:
+    """A scheduler on the noise schedule that the model was made for.
+
+    Args:
+        name: a short name of `SCHEDULERS`, or the class of a diffusers scheduler that Stable Diffusion runs with.
+        config: the config of the pipeline's own scheduler.
+
+    Raises:
+        UserError: there is no such scheduler, or a package that it needs is missing.
+    """
+    classes = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+    class_name, options = SCHEDULERS.get(name, (name, {}))
+    if class_name not in classes:
+        close = difflib.get_close_matches(name, [*SCHEDULERS, *classes], n=2)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(SCHEDULERS)}"
+        raise UserError(f"unknown scheduler {name!r}: {hint}")
+    try:
+        return getattr(diffusers, class_name).from_config(config, **options)
+    except ImportError as error:
+        raise UserError(f"the scheduler {name!r} needs a package: {str(error).strip().splitlines()[0]}") from error
 
 
 def training_scheduler(name: str, config: dict) -> DDIMScheduler | DDPMScheduler:
@@ -38,25 +75,24 @@ def training_scheduler(name: str, config: dict) -> DDIMScheduler | DDPMScheduler
         raise UserError(_NO_PNDM)
     if name not in TRAINING_SCHEDULERS:
         raise UserError(f"unknown training scheduler {name!r}; choose from {', '.join(TRAINING_SCHEDULERS)}")
-    # A config written by PNDM has no `clip_sample`, and the default of the others clips latents to [-1, 1].
     return TRAINING_SCHEDULERS[name].from_config(config, clip_sample=False)
 
 
-def choose_trained_steps(num_inference_steps: int, num_trained_steps: int, generator: torch.Generator) -> list[int]:
+def choose_gradient_steps(num_inference_steps: int, num_gradient_steps: int, generator: torch.Generator) -> list[int]:
     """K equally spaced steps of N with a random offset; for 5 of 50, `range(start, 50, 10)` with start in 0..9.
 
     Raises:
         UserError: not 1 <= K <= N.
     """
-    if not 1 <= num_trained_steps <= num_inference_steps:
+    if not 1 <= num_gradient_steps <= num_inference_steps:
         raise UserError(
-            f"the number of trained steps must be between 1 and the {num_inference_steps} sampling steps,"
-            f" got {num_trained_steps}"
+            f"the number of gradient steps must be between 1 and the {num_inference_steps} sampling steps,"
+            f" got {num_gradient_steps}"
         )
-    stride = num_inference_steps // num_trained_steps
-    slack = num_inference_steps - stride * (num_trained_steps - 1)
+    stride = num_inference_steps // num_gradient_steps
+    slack = num_inference_steps - stride * (num_gradient_steps - 1)
     start = int(torch.randint(slack, (), generator=generator, device=generator.device))
-    return [start + stride * i for i in range(num_trained_steps)]
+    return [start + stride * i for i in range(num_gradient_steps)]
 
 
 class FusedLora:
@@ -88,6 +124,92 @@ class FusedLora:
             parameter.data = original
 
 
+class CachedUNet:
+    """A UNet whose deep half runs at every `interval`-th call and lends its features in between.
+
+    As in DeepCache (arXiv 2312.00858). A shallow call runs the first down block and the last up block alone.
+    `sample_latents` resets it before each batch.
+
+    Args:
+        unet: Stable Diffusion's.
+        interval: 1 calls the UNet itself.
+        compile: with `torch.compile`: the whole UNet, or with a cache its shallow and its deep half.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, interval: int, compile: bool = False) -> None:
+        self.unet = unet
+        self.interval = interval
+        wrap = torch.compile if compile else lambda function: function
+        self._run_unet = wrap(unet)
+        self._run_first, self._run_deep, self._run_last = (
+            wrap(part) for part in (self._run_first, self._run_deep, self._run_last)
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the features of the last batch."""
+        self._calls_since_whole = 0
+        self._deep_batch = 0
+        self._deep: Tensor | None = None
+
+    def is_whole(self, batch: int) -> bool:
+        """Whether the next call, of `batch` samples, runs the deep half; counts that call."""
+        self._calls_since_whole += 1
+        whole = self._deep_batch < batch or self._calls_since_whole == self.interval
+        if whole:
+            self._calls_since_whole, self._deep_batch = 0, batch
+        return whole
+
+    def __call__(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        """Predict as the UNet does.
+
+        Args:
+            sample: (B, C, H, W), B either the batch or, guided, twice the batch with the unconditional half first.
+            timestep: scalar.
+            encoder_hidden_states: (B, L, D).
+            return_dict: always False.
+        """
+        if self.interval == 1:
+            return self._run_unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)
+        hidden, skips, time = self._run_first(sample, timestep, encoder_hidden_states)
+        if self.is_whole(len(sample)):
+            self._deep = self._run_deep(hidden, skips, time, encoder_hidden_states)
+        return (self._run_last(self._deep[-len(sample) :], skips, time, encoder_hidden_states),)
+
+    def _run_first(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> tuple[Tensor, tuple, Tensor]:
+        unet = self.unet
+        time = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
+        entry = unet.conv_in(sample)
+        hidden, skips = _run(unet.down_blocks[0], entry, time, embeddings)
+        return hidden, (entry, *skips), time
+
+    def _run_deep(self, hidden: Tensor, skips: tuple[Tensor, ...], time: Tensor, embeddings: Tensor) -> Tensor:
+        for block in self.unet.down_blocks[1:]:
+            hidden, more = _run(block, hidden, time, embeddings)
+            skips += more
+        hidden = self.unet.mid_block(hidden, time, encoder_hidden_states=embeddings)
+        for block in self.unet.up_blocks[:-1]:
+            used, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            hidden = _run(block, hidden, time, embeddings, used, upsample_size=skips[-1].shape[2:])
+        return hidden
+
+    def _run_last(self, hidden: Tensor, skips: tuple[Tensor, ...], time: Tensor, embeddings: Tensor) -> Tensor:
+        unet, block = self.unet, self.unet.up_blocks[-1]
+        hidden = _run(block, hidden, time, embeddings, skips[: len(block.resnets)])
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+
+def _run(block: nn.Module, hidden: Tensor, time: Tensor, embeddings: Tensor, skips: tuple | None = None, **options):
+    """Call a block of either kind, with cross-attention or without, of the way down or of the way up."""
+    if getattr(block, "has_cross_attention", False):
+        options["encoder_hidden_states"] = embeddings
+    if skips is not None:
+        options["res_hidden_states_tuple"] = skips
+    return block(hidden, temb=time, **options)
+
+
 @contextlib.contextmanager
 def _constant(fused: FusedLora | None) -> Iterator[None]:
     with torch.no_grad(), fused or contextlib.nullcontext():
@@ -96,72 +218,89 @@ def _constant(fused: FusedLora | None) -> Iterator[None]:
 
 def sample_latents(
     unet: nn.Module,
-    scheduler,
+    scheduler: SchedulerMixin,
     latents: Tensor,
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor | None = None,
     *,
     num_inference_steps: int = 50,
-    trained_steps: Collection[int] = (),
-    guidance_scale: float | Sequence[float] = 2.0,
-    unet_input: UnetInput = "through",
+    guidance_scale: float = 2.0,
+    guidance_start: float = 0.0,
+    guidance_stop: float = 1.0,
+    gradient_steps: Collection[int] = (),
+    detach_unet_input: bool = False,
     early_exit: bool = False,
     fuse_lora: bool = True,
-    frozen_unet: Callable | None = None,
-    generator: torch.Generator | None = None,
+    frozen_unet: Callable[..., tuple] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
-    """Denoise latents through the full schedule, with a graph through the UNet at the trained steps alone.
+    """Denoise latents through the full schedule, with a graph through the UNet at the gradient steps alone.
+
+    Without gradient steps the result is `StableDiffusionPipeline`'s, whose loop this is.
 
     Args:
         unet: called as `unet(x, t, encoder_hidden_states=..., return_dict=False)[0]`.
-        scheduler: any diffusers scheduler whose `step` is differentiable and uses the present prediction alone.
+        scheduler: of diffusers; with gradient steps, one whose `step` is differentiable and uses the present prediction
+            alone, see `training_scheduler`.
         latents: (B, C, h, w) standard normal noise.
         prompt_embeds: (B, L, D).
-        negative_prompt_embeds: (B, L, D) for classifier-free guidance; None runs without guidance.
+        negative_prompt_embeds: (B, L, D) or (1, L, D), for classifier-free guidance; None runs without guidance.
         num_inference_steps: N.
-        trained_steps: indices in 0..N-1 of the steps with gradients; none gives plain sampling.
-        guidance_scale: one number, or one a step; a step with scale 1 skips the unconditional half.
-        unet_input: "stop" cuts the gradient at a trained step's UNet input, so that each step is reached through the
-            scheduler's chain only (DRTune); "through" lets it pass, a back-propagation through K UNet calls (CoMat).
-        early_exit: return the clean latents as the last trained step predicts them, and skip the steps after it.
+        guidance_scale: as in diffusers; there is no guidance at 1 and below.
+        guidance_start, guidance_stop: guidance acts between these fractions of the sampling steps, see `guided_steps`;
+            the other steps skip the unconditional half, and cost half as much (arXiv 2404.07724).
+        gradient_steps: indices in 0..N-1 of the steps with gradients; none gives plain sampling.
+        detach_unet_input: cut the gradient at a gradient step's UNet input, so that each step is reached through the
+            scheduler's chain only (DRTune); otherwise it is a back-propagation through K UNet calls (CoMat).
+        early_exit: return the clean latents as the last gradient step predicts them, and skip the steps after it.
         fuse_lora: run the steps without gradients on weights with the LoRA added in: the same function, faster.
-        frozen_unet: what the steps without gradients call for `unet`, such as `torch.compile(unet)`.
-        generator: draws the noise that DDPM adds at each step.
+        frozen_unet: what the steps without gradients call for `unet`: `torch.compile(unet)`, or a `CachedUNet`.
+        generator: one for all, or one an image, for schedulers that add noise at each step.
 
     Returns:
         (B, C, h, w) clean latents, still scaled as the UNet sees them.
 
     Raises:
-        UserError: PNDM, or a trained step outside the schedule.
+        UserError: PNDM with gradient steps, steps outside the schedule, numbers out of range, or latents that are not
+            finite at the end.
     """
-    if isinstance(scheduler, PNDMScheduler):
+    if gradient_steps and isinstance(scheduler, PNDMScheduler):
         raise UserError(_NO_PNDM)
-    outside = [i for i in trained_steps if not 0 <= i < num_inference_steps]
-    if outside:
-        raise UserError(f"trained step {outside[0]} is not one of the {num_inference_steps} sampling steps")
+    check_number("guidance_scale", guidance_scale)
+    longest = scheduler.config.num_train_timesteps
+    check_number("num_inference_steps", num_inference_steps, at_least=1, at_most=longest, integer=True)
+    for step in gradient_steps:
+        check_number("a gradient step", step, at_least=0, below=num_inference_steps, integer=True)
+
     scheduler.set_timesteps(num_inference_steps, device=latents.device)
-    scales = guidance_scale if isinstance(guidance_scale, Sequence) else [guidance_scale] * num_inference_steps
-    both_embeds = None if negative_prompt_embeds is None else torch.cat([negative_prompt_embeds, prompt_embeds])
-    step_kwargs = {} if isinstance(scheduler, DDIMScheduler) else {"generator": generator}  # DDIM's eta is 0
+    guided, both_embeds = [], None
+    if negative_prompt_embeds is not None and guidance_scale > 1:
+        guided = guided_steps(len(scheduler.timesteps), guidance_start, guidance_stop)
+        both_embeds = torch.cat([negative_prompt_embeds.expand_as(prompt_embeds), prompt_embeds])
+    adds_noise = "generator" in inspect.signature(scheduler.step).parameters
+    step_kwargs = {"generator": generator} if adds_noise else {}
     fused = FusedLora(unet) if fuse_lora else None
-    last_trained = max(trained_steps, default=None)
+    if isinstance(frozen_unet, CachedUNet):
+        frozen_unet.reset()
+    last_gradient_step = max(gradient_steps, default=None)
 
     x = latents * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
-        trained = index in trained_steps
-        denoise = unet if trained or frozen_unet is None else frozen_unet
-        with contextlib.nullcontext() if trained else _constant(fused):
-            x_in = scheduler.scale_model_input(x if unet_input == "through" else x.detach(), timestep)
-            guided = both_embeds is not None and scales[index] != 1
-            x_in, embeds = (torch.cat([x_in] * 2), both_embeds) if guided else (x_in, prompt_embeds)
+        has_gradient = index in gradient_steps
+        denoise = unet if has_gradient or frozen_unet is None else frozen_unet
+        with contextlib.nullcontext() if has_gradient else _constant(fused):
+            x_in = scheduler.scale_model_input(x.detach() if detach_unet_input else x, timestep)
+            x_in, embeds = (torch.cat([x_in] * 2), both_embeds) if index in guided else (x_in, prompt_embeds)
             noise = denoise(x_in, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
-            if guided:
+            if index in guided:
                 unconditional, conditional = noise.chunk(2)
-                noise = unconditional + scales[index] * (conditional - unconditional)
+                noise = unconditional + guidance_scale * (conditional - unconditional)
         step = scheduler.step(noise, timestep, x, **step_kwargs)
-        if early_exit and index == last_trained:
-            return step.pred_original_sample
+        if early_exit and index == last_gradient_step:
+            x = step.pred_original_sample
+            break
         x = step.prev_sample
+    check_finite("the latents that the model samples (its weights, its dtype or the guidance is at fault)", x)
     return x
 
 

@@ -130,10 +130,13 @@ def test_both_names_of_the_number_of_images(pipe):
 
 
 def test_guided_steps_are_fractions_of_the_steps():
-    assert list(guided_steps(10, 0.0, 1.0)) == list(range(10))
-    assert list(guided_steps(10, 0.3, 0.7)) == [3, 4, 5, 6]
-    assert list(guided_steps(20, 0.1, 1.0)) == list(range(2, 20))
-    assert list(guided_steps(10, 0.0, 0.0)) == list(guided_steps(10, 1.0, 1.0)) == []
+    assert guided_steps(10, 0.0, 1.0) == list(range(10))
+    assert guided_steps(10, 0.3, 0.7) == [3, 4, 5, 6]
+    assert guided_steps(20, 0.05, 1.0) == list(range(1, 20))
+    assert guided_steps(3, 0.5, 0.9) == [2]
+    assert guided_steps(10, 0.0, 0.0) == guided_steps(10, 1.0, 1.0) == []
+    for steps in range(1, 60):  # where a fraction is a step's own, rounding never moves it
+        assert all(guided_steps(steps, i / steps, 1.0)[0] == i for i in range(steps))
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])

@@ -20,7 +20,7 @@ from lbgen_hf.fine_tuning.lora import add_lora
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LbGenPipeline
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
-from lbgen_hf.sampling import choose_trained_steps, decode_latents, sample_latents, training_scheduler
+from lbgen_hf.sampling import choose_gradient_steps, decode_latents, sample_latents, training_scheduler
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -116,17 +116,18 @@ class TrainingStep:
             guidance_start, guidance_stop: fractions of the sampling steps between which guidance is on.
             **gradients: which steps carry gradients, and how: see `sample_latents`.
         """
-        config, steps = self.config, self.config.num_inference_steps
-        scales = [config.guidance_scale if guidance_start <= i / steps < guidance_stop else 1.0 for i in range(steps)]
+        config = self.config
         with self.accelerator.autocast():
             latents = sample_latents(
                 self.unet,
                 self.scheduler,
                 noise.to(self.device),
                 self._prompt_embeds[class_ids],
-                self._negative_embeds.expand(len(class_ids), -1, -1),
-                num_inference_steps=steps,
-                guidance_scale=scales,
+                self._negative_embeds,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                guidance_start=guidance_start,
+                guidance_stop=guidance_stop,
                 generator=generators,
                 frozen_unet=self._frozen_unet,
                 # Half-precision weights would round a small LoRA away.
@@ -142,7 +143,7 @@ class TrainingStep:
             UserError: a loss, a gradient or the LoRA is not finite.
         """
         config, accelerator = self.config, self.accelerator
-        gradient_steps = choose_trained_steps(
+        gradient_steps = choose_gradient_steps(
             config.num_inference_steps, config.num_gradient_steps, stream(config.seed, "steps", step)
         )
         learns = step >= self._warmup_steps
@@ -162,8 +163,8 @@ class TrainingStep:
                     batch.generators,
                     config.guidance_start,
                     config.guidance_stop,
-                    trained_steps=gradient_steps,
-                    unet_input="stop" if config.detach_unet_input else "through",
+                    gradient_steps=gradient_steps,
+                    detach_unet_input=config.detach_unet_input,
                     early_exit=config.early_exit,
                 )
                 total, terms, features = self.loss(images, class_ids)

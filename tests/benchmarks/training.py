@@ -28,7 +28,7 @@ from lbgen_hf.rewards.losses import (
     individual_loss,
     quality_loss,
 )
-from lbgen_hf.sampling import choose_trained_steps, decode_latents, sample_latents, training_scheduler
+from lbgen_hf.sampling import choose_gradient_steps, decode_latents, sample_latents, training_scheduler
 
 
 class Stack:
@@ -47,7 +47,7 @@ class Stack:
             torch.nn.init.normal_(parameter, std=0.02)
         shape = (self.unet.config.in_channels, *[self.unet.config.sample_size] * 2)
         self.batch = sample_batch(range(batch_size), len(class_names), shape, seed=0)
-        self.trained_steps = choose_trained_steps(steps, min(5, steps), torch.Generator().manual_seed(0))
+        self.gradient_steps = choose_gradient_steps(steps, min(5, steps), torch.Generator().manual_seed(0))
         self.alignment = PaperAlignment(clip, class_names, LbGenConfig())
         self.discriminator = self.alignment.discriminator
         self.loss = TotalLoss(clip, self.alignment, quality_weight=0.0)
@@ -65,8 +65,8 @@ class Stack:
             self.scheduler,
             batch.noise,
             self.embeds[batch.class_ids],
-            self.negative.expand(self.batch_size, -1, -1),
-            **{"num_inference_steps": self.steps, "trained_steps": self.trained_steps} | options,
+            self.negative,
+            **{"num_inference_steps": self.steps, "gradient_steps": self.gradient_steps} | options,
         )
         total, _, features = self.loss(decode_latents(self.vae, latents), batch.class_ids)
         total.backward(inputs=self.parameters)
@@ -80,7 +80,7 @@ class Stack:
         self.scheduler.set_timesteps(self.steps)
         x = batch.noise
         for index, timestep in enumerate(self.scheduler.timesteps):
-            with torch.set_grad_enabled(index in self.trained_steps):
+            with torch.set_grad_enabled(index in self.gradient_steps):
                 noise = self.unet(torch.cat([x] * 2), timestep, encoder_hidden_states=embeds).sample
                 without, with_text = noise.chunk(2)
                 noise = without + 2.0 * (with_text - without)
@@ -150,7 +150,7 @@ def benchmark_tiny(repeats: int) -> dict:
         stack.unet.disable_gradient_checkpointing()
 
     compiled = torch.compile(stack.unet)
-    last = max(stack.trained_steps)
+    last = max(stack.gradient_steps)
     equal_gradients = {
         "plain": stack.plain,
         "ours": stack.ours,
@@ -159,13 +159,13 @@ def benchmark_tiny(repeats: int) -> dict:
         "ours, checkpointed": checkpointed,
     }
     other_gradients = {
-        "ours, gradient stopped at the UNet's input": lambda: stack.ours(unet_input="stop"),
-        "stopped, early exit": lambda: stack.ours(unet_input="stop", early_exit=True),
+        "ours, gradient stopped at the UNet's input": lambda: stack.ours(detach_unet_input=True),
+        "stopped, early exit": lambda: stack.ours(detach_unet_input=True, early_exit=True),
         "stopped, half the steps": lambda: stack.ours(
-            unet_input="stop", num_inference_steps=10, trained_steps=[i // 2 for i in stack.trained_steps]
+            detach_unet_input=True, num_inference_steps=10, gradient_steps=[i // 2 for i in stack.gradient_steps]
         ),
         "stopped, guidance in the middle half": lambda: stack.ours(
-            unet_input="stop", guidance_scale=[2.0 if 5 <= i < 15 else 1.0 for i in range(20)]
+            detach_unet_input=True, guidance_start=0.25, guidance_stop=0.75
         ),
     }
     steps = equal_gradients | other_gradients
@@ -217,7 +217,7 @@ def benchmark_sd15(steps: int) -> dict:
     stack.vae.enable_gradient_checkpointing()
     stack.clip.model.set_grad_checkpointing(True)
     stack.steps = steps
-    trained = choose_trained_steps(steps, 5, torch.Generator().manual_seed(0))
+    gradient_steps = choose_gradient_steps(steps, 5, torch.Generator().manual_seed(0))
     seconds = {}
 
     def timed(name: str, function: Callable[[], object]) -> object:
@@ -237,7 +237,7 @@ def benchmark_sd15(steps: int) -> dict:
                 stack.embeds[batch.class_ids],
                 stack.negative,
                 num_inference_steps=steps,
-                trained_steps=trained,
+                gradient_steps=gradient_steps,
                 fuse_lora=False,
             ),
         )
