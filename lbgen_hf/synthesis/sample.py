@@ -25,10 +25,10 @@ from lbgen_hf.pipeline_lbgen import (
     LORA_FILE,
     PIPELINE_FILE,
     LbGenPipeline,
-    _base_model,
-    _find,
     _in_order,
     _shipped_pipeline,
+    base_model_of,
+    find_file,
 )
 from lbgen_hf.synthesis.denoising import CachedUNet, denoise
 from lbgen_hf.synthesis.plan import Row, Settings
@@ -346,14 +346,14 @@ def _locate(model: str, revision: str | None, variant: str | None) -> tuple[Path
     """The folder of a pipeline, and the adapters that come with it: those of a LoRA repo, given as a model."""
     source = _shipped_pipeline() if model == LBGEN_TINY else model
     with loading(source, "model", [LBGEN_TINY]):
-        if _find(source, PIPELINE_FILE, revision=revision):
+        if find_file(source, PIPELINE_FILE, revision=revision):
             if Path(source).is_dir():
                 return Path(source), []
             return Path(LbGenPipeline.download(source, revision=revision, variant=variant, use_safetensors=True)), []
-        adapter = _find(source, LORA_FILE, revision=revision)
+        adapter = find_file(source, LORA_FILE, revision=revision)
         if adapter is None:
             raise FileNotFoundError(f"there is neither {PIPELINE_FILE} nor {LORA_FILE}")
-        base = _base_model(source, revision=revision)
+        base = base_model_of(source, revision=revision)
     folder, adapters = _locate(base, None, variant)
     return folder, [*adapters, adapter]
 
@@ -371,7 +371,7 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
 def _lora_file(lora: str) -> Path:
     """The weights of an adapter: a file, or that of a folder or a Hub repo."""
     with loading(lora, "LoRA"):
-        file = Path(lora) if Path(lora).is_file() else _find(lora, LORA_FILE)
+        file = Path(lora) if Path(lora).is_file() else find_file(lora, LORA_FILE)
         if file is None:
             raise FileNotFoundError(f"there is no {LORA_FILE}")
     return file
