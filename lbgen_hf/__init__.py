@@ -16,6 +16,7 @@ _HOMES = {
     "LbGenPipelineOutput": "pipeline_lbgen",
     "LbGenTrainer": "fine_tuning.trainer",
     "UserError": "errors",
+    "audit": "evaluation.audit",
     "image_seed": "pipeline_lbgen",
     "load_class_names": "class_names",
     "load_quality_scorer": "rewards.quality",

@@ -397,5 +397,43 @@ def _say_how_to_load(out: Path) -> None:
     )
 
 
+@app.command()
+def audit(
+    dataset: Annotated[
+        str, typer.Argument(help="An image folder, a parquet file, or a folder or repo that `datasets` opens.")
+    ],
+    against: Annotated[
+        list[str] | None, typer.Option(help="A dataset of the same classes to compare with; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for the page index.html and audit.json.")] = None,
+    split: Annotated[str | None, typer.Option(help="[default: the only one, or train]")] = None,
+    image_column: Annotated[str | None, typer.Option(help="[default: the only one with images]")] = None,
+    label_column: Annotated[str | None, typer.Option(help="[default: the only one with labels]")] = None,
+    max_images: Annotated[int, typer.Option(help="Measure a uniform sample of at most so many.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Of the sample, the shuffles and the bootstrap.")] = 0,
+) -> None:
+    """Measure how much of the label background, place, colour, spectrum and file give away in any dataset."""
+    from lbgen_hf.evaluation.audit import audit as run_audit
+    from lbgen_hf.files import require_writable
+
+    if out:
+        require_writable(out)
+    with report_errors("lbgen", "Nothing is kept of an unfinished audit."), show_progress("auditing") as progress:
+        found = run_audit(
+            dataset,
+            against=against,
+            split=split,
+            image_column=image_column,
+            label_column=label_column,
+            max_images=max_images,
+            seed=seed,
+            progress=progress,
+            on_rejected=lambda line: typer.echo(f"lbgen: warning: cannot read {line}; rejected", err=True),
+        )
+    typer.echo(str(found))
+    if out:
+        typer.echo(f"the page is {found.save(out)}; the numbers are in {out / 'audit.json'}")
+
+
 if __name__ == "__main__":
     main()

@@ -11,8 +11,8 @@ from typing import TypeVar
 T = TypeVar("T")
 LINE_EVERY_S = 30.0
 
-Progress = Callable[[int, int], None]
-"""Told how many of how many are done."""
+Progress = Callable[[int, int | None], None]
+"""Told how many of how many are done; of None where only the end tells."""
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def _bar(what: str, unit: str) -> Iterator[Progress]:
     bar = Progress(*columns, console=Console(stderr=True), speed_estimate_period=300)
     task = bar.add_task(what, total=None)
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int | None) -> None:
         bar.start()
         bar.update(task, completed=done, total=total)
 
@@ -65,7 +65,7 @@ def _lines(what: str, unit: str) -> Iterator[Progress]:
     states = [(time.monotonic(), 0, 0)]  # when, how many were done, of how many: before the first, not known
     stop = threading.Event()
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int | None) -> None:
         states[1:] = [*states[1:2], (time.monotonic(), done, total)]
 
     def speak() -> None:
@@ -81,17 +81,18 @@ def _lines(what: str, unit: str) -> Iterator[Progress]:
         speaker.join()
 
 
-def _describe(states: list[tuple[float, int, int]], unit: str) -> str:
+def _describe(states: list[tuple[float, int, int | None]], unit: str) -> str:
     """How far, how fast since the first state that was told, and how long it will take."""
     now, done, total = states[-1]
-    if not total:
+    if total == 0:
         return f"starting, for {time.monotonic() - now:.0f} s"
     begin, first_done, _ = states[1]
-    text = f"{done:,} of {total:,} {unit}"
+    text = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
     if done == first_done:
         return text
     rate = (done - first_done) / (now - begin)
-    return f"{text}, {rate:.2f} {unit}/s, {(total - done) / rate / 60:.0f} min left"
+    left = f", {(total - done) / rate / 60:.0f} min left" if total else ""
+    return f"{text}, {rate:.2f} {unit}/s{left}"
 
 
 class _Lines:

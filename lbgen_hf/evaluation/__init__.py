@@ -1,1 +1,1 @@
-"""What a backbone learned: transfer and bias benchmarks, their statistics, and the report."""
+"""What a backbone learned, and what a dataset teaches: benchmarks, bias, statistics, the report, audits."""

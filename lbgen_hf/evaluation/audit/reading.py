@@ -1,0 +1,192 @@
+"""Rows of any labelled image dataset, streamed and not decoded: a folder, a parquet file, what `datasets` opens."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import fsspec
+import pyarrow as pa
+from huggingface_hub.errors import HfHubHTTPError
+
+from lbgen_hf.errors import UserError
+
+_LABEL_NAMES = ("label", "labels", "class", "target")
+_IMAGE_NAMES = ("image", "img", "jpg", "png")
+_FAILURES = (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError, HfHubHTTPError)
+
+
+class Row(NamedTuple):
+    """One image that is still encoded.
+
+    Attributes:
+        name: its path, or its row's number: how an unreadable one is named.
+        content: its bytes, or where they are.
+        label: its class's name.
+    """
+
+    name: str
+    content: bytes | str | None
+    label: str
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if isinstance(self.content, bytes):
+            return self.content
+        if self.content is None:
+            raise OSError("the row has no image")
+        with fsspec.open(self.content, "rb") as file:
+            return file.read()
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """A labelled image dataset, open for one pass.
+
+    Attributes:
+        name: how it is called in reports.
+        num_rows: None where only reading tells.
+        folder: where it lies on this machine, else None.
+    """
+
+    name: str
+    num_rows: int | None
+    folder: Path | None
+    _dataset: Any
+    _image_column: str
+    _label_column: str
+
+    def rows(self) -> Iterator[Row]:
+        """Every row in order.
+
+        Raises:
+            UserError: the dataset is damaged or out of reach, or a row has no label.
+        """
+        names = getattr(self._dataset.features[self._label_column], "names", None)
+        with explain(self.name):
+            for number, row in enumerate(self._dataset):
+                label, image = row[self._label_column], row[self._image_column]
+                if label is None or (names and label < 0):
+                    raise UserError(f"{self.name}: row {number} has no label; give a split with labels (--split)")
+                image = {"bytes": image} if isinstance(image, bytes | None) else image
+                path, content = image.get("path"), image["bytes"]
+                yield Row(path or f"row {number}", content or path, names[label] if names else str(label))
+
+
+@contextlib.contextmanager
+def explain(name: str) -> Iterator[None]:
+    """Turn what a dataset's reader raises into one line.
+
+    Raises:
+        UserError: always where something was raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except _FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read {name}: {reason}") from error
+
+
+def open_images(
+    source: Any,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> LabelledImages:
+    """Open a dataset with labels.
+
+    Args:
+        source: a folder with a subfolder of images a class; a folder or repo that `datasets.load_dataset` opens, or a
+            folder of `save_to_disk`; a parquet file; or a `Dataset`, `IterableDataset` or a dict of them.
+        split: default: the only one, or train.
+        image_column: default: the only one with images.
+        label_column: default: the only `ClassLabel`, or the only one called label, labels, class or target.
+
+    Raises:
+        UserError: nothing there to read, or no such split or column, or several.
+    """
+    is_path = isinstance(source, str | Path)
+    name = str(source) if is_path else f"the {type(source).__name__}"
+    with explain(name):
+        dataset = _load(source) if is_path else source
+    if isinstance(dataset, dict):
+        dataset = _choose_split(dataset, split, name)
+    if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+        raise UserError(f"cannot audit a {type(source).__name__}; give a path, a repo id or an object of `datasets`")
+    if not dataset.features:
+        with explain(name):
+            dataset = dataset._resolve_features()
+    features = dict(dataset.features)
+    image = _choose("image", image_column, _image_columns(features), features, name)
+    label = _choose("label", label_column, _label_columns(features), features, name)
+    if isinstance(features[image], datasets.Image):
+        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    folder = Path(source) if is_path and Path(source).is_dir() else None
+    num_rows = len(dataset) if isinstance(dataset, datasets.Dataset) else _declared_rows(dataset)
+    return LabelledImages(name, num_rows, folder, dataset.select_columns([image, label]), image, label)
+
+
+def _load(source: str | Path) -> Any:
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise UserError(f"cannot audit the file {path}; give a folder, a .parquet file or a repo id")
+        return datasets.load_dataset("parquet", data_files=str(path), streaming=True)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return datasets.load_from_disk(str(path))
+    if path.is_dir() or (str(source).count("/") <= 1 and not str(source).startswith((".", "/", "~"))):
+        return datasets.load_dataset(str(source), streaming=True)
+    raise UserError(f"there is no folder or file {source}")
+
+
+def _declared_rows(dataset: datasets.IterableDataset) -> int | None:
+    splits = dataset.info.splits or {}
+    return splits[dataset.split].num_examples or None if dataset.split in splits else None
+
+
+def _choose_split(splits: dict[str, Any], wanted: str | None, name: str) -> Any:
+    if wanted is None:
+        wanted = next(iter(splits)) if len(splits) == 1 else "train"
+    if wanted not in splits:
+        raise UserError(f"{name} has no split {wanted!r}; choose one of {', '.join(splits)} (--split)")
+    return splits[wanted]
+
+
+def _image_columns(features: dict[str, Any]) -> list[str]:
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    return found or [name for name in features if name in _IMAGE_NAMES]
+
+
+def _label_columns(features: dict[str, Any]) -> list[str]:
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return found or [name for name in features if name in _LABEL_NAMES and _is_plain(features[name])]
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether a column's values name classes: whole numbers or text."""
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+        return False
+    return feature.dtype.startswith(("int", "uint", "bool")) or "string" in feature.dtype
+
+
+def _choose(what: str, wanted: str | None, found: list[str], features: dict[str, Any], name: str) -> str:
+    columns = ", ".join(features)
+    if wanted is not None:
+        if wanted not in features:
+            raise UserError(f"{name} has no column {wanted!r}; it has {columns}")
+        if what == "label" and not _is_plain(features[wanted]):
+            raise UserError(f"{name}: column {wanted!r} is no label: its values must be whole numbers or text")
+        return wanted
+    if len(found) != 1:
+        number = f"several {what} columns ({', '.join(found)})" if found else f"no {what} column among {columns}"
+        raise UserError(f"{name} has {number}; name it with --{what}-column")
+    return found[0]
