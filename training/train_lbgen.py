@@ -21,6 +21,13 @@ CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIGS = {"lbgen-tiny": CONFIGS / "tiny.yaml"}
 
 
+def make_parser():
+    """The script's options: `--config`, and one for each field of `LbGenConfig`."""
+    from lbgen_hf.fine_tuning.config import make_parser
+
+    return make_parser(description=__doc__)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Train as a command line says.
 
@@ -33,10 +40,10 @@ def main(arguments: Sequence[str]) -> None:
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from lbgen_hf.fine_tuning.config import make_parser, parse_config
+    from lbgen_hf.fine_tuning.config import parse_config
     from lbgen_hf.fine_tuning.trainer import LbGenTrainer
 
-    config = parse_config(arguments, make_parser(description=__doc__), DEFAULT_CONFIGS)
+    config = parse_config(arguments, make_parser(), DEFAULT_CONFIGS)
     logging.basicConfig(format="%(message)s")
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("lbgen_hf").setLevel(logging.INFO)

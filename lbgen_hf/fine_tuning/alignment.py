@@ -28,9 +28,14 @@ class Alignment(Protocol):
 
     Attributes:
         weights: of the generator's terms, by name; a term of weight zero is not computed.
+        bank_size: how many images of the base model it needs before the first step.
     """
 
     weights: dict[str, float]
+    bank_size: int
+
+    def start(self, features: Tensor, class_ids: Tensor, images_per_step: int, generator: torch.Generator) -> None:
+        """Take the features (bank_size, D) and the classes of the base model's images; called where there is a bank."""
 
     def terms(self, features: Tensor, class_ids: Tensor) -> dict[str, Tensor]:
         """The generator's terms for image features (B, D) with a graph, and their classes (B,)."""
@@ -55,13 +60,15 @@ class Alignment(Protocol):
 
 
 class PaperAlignment:
-    """L_en (eq. 5) and L_in (eq. 6). D is trained once a step, on the images that the generator is trained on.
+    """L_en (eq. 5) and L_in (eq. 6), without a bank. D is trained once a step, on the images that the generator is trained on.
 
     Args:
         clip: has `text_features(texts)`.
         class_names: the training classes.
         config: the weights, and the settings of D.
     """
+
+    bank_size = 0
 
     def __init__(self, clip: ClipFeatures, class_names: list[str], config: LbGenConfig):
         self.weights = {"entire": config.entire_weight, "individual": config.individual_weight}

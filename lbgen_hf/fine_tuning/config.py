@@ -108,6 +108,10 @@ class LbGenConfig:
     early_exit: bool = HfArg(default=False, help="Predict the clean image in one jump at the last gradient step.")
 
     # Losses
+    alignment: Literal["paper", "context_swap"] = HfArg(
+        default="paper",
+        help="The paper's L_en and L_in; or context-swap alignment, which keeps the base model's diversity of context.",
+    )
     entire_weight: NotNegative = HfArg(default=1.0, help="Weight of L_en, the adversarial alignment (eq. 5).")
     individual_weight: NotNegative = HfArg(default=1.0, help="Weight of L_in, the alignment with the own text (eq. 6).")
     quality_weight: NotNegative = HfArg(default=0.1, help="Weight of L_q, the image quality (eq. 7): lambda in eq. 8.")
@@ -116,14 +120,31 @@ class LbGenConfig:
         default="others",
         help="Names that D sees as real: any class but the image's own, or the first of the list (the authors' code).",
     )
+    context_weight: NotNegative = HfArg(default=6.0, help="Weight of L_context, of context_swap.")
+    class_weight: NotNegative = HfArg(default=1.0, help="Weight of L_class, of context_swap.")
+    class_scale: Positive = HfArg(default=10.0, help="Scale of the cosines in L_class; CLIP's own is 100.")
+    context_shift: NotNegative = HfArg(
+        default=0.6, help="How far context_swap moves an image's feature along the difference of two classes."
+    )
+    context_direction: Literal["text", "image"] = HfArg(
+        default="text",
+        help="What stands for a class in that difference: its text, or its image features' mean as its text tells it.",
+    )
+    context_bank_size: CountOfPairs = HfArg(
+        default=1024, help="Images of the base model, of all classes, whose contexts context_swap asks for."
+    )
     clip_model: str | None = HfArg(
         default=None, help="open_clip architecture, hf-hub:owner/name or a folder. Default: ViT-L-14; lbgen-tiny's own."
     )
     clip_weights: str = HfArg(default="openai", help="Pretrained tag of the architecture, or a file.")
     quality_scorer: str | None = HfArg(default=None, help="Default: qalign; for lbgen-tiny its own scorer.")
-    discriminator_hidden_size: Count | None = HfArg(default=None, help="Default: the width of CLIP's features.")
+    discriminator_hidden_size: Count | None = HfArg(
+        default=None, help="Default: the width of CLIP's features; 128 for context_swap."
+    )
     discriminator_activation: Literal["relu", "leaky_relu"] = HfArg(default="relu", help="Activation of D.")
     discriminator_warmup_epochs: NotNegative = HfArg(default=0.0, help="Epochs in which D alone is trained, first.")
+
+    discriminator_updates: Count = HfArg(default=5, help="Updates of D in each step, of context_swap.")
 
     # Optimisation
     lora_rank: Count = HfArg(default=128, aliases=["--rank"], help="Rank of the LoRA.")
@@ -167,7 +188,9 @@ class LbGenConfig:
         training_scheduler(self.scheduler, {})
         check_number("num_gradient_steps", self.num_gradient_steps, at_most=self.num_inference_steps)
         check_number("guidance_stop", self.guidance_stop, at_least=self.guidance_start)
-        if not (self.entire_weight or self.individual_weight or self.quality_weight):
+        paper = self.alignment == "paper"
+        aligned = (self.entire_weight, self.individual_weight) if paper else (self.context_weight, self.class_weight)
+        if not any((*aligned, self.quality_weight)):
             raise UserError("all losses have weight zero, so nothing would be learned; give one of them a weight")
         if self.keep == "best" and not self.validation_steps:
             raise UserError("keep best chooses by the validation metrics; give validation_steps above 0")

@@ -5,6 +5,7 @@ import math
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -16,12 +17,14 @@ from lbgen_hf.fine_tuning.alignment import PaperAlignment, TotalLoss
 from lbgen_hf.fine_tuning.batches import sample_batch, stream
 from lbgen_hf.fine_tuning.checkpoints import checkpoints, load_optimizer_state, optimizer_state
 from lbgen_hf.fine_tuning.config import LbGenConfig
+from lbgen_hf.fine_tuning.context_swap import ContextSwapAlignment
 from lbgen_hf.fine_tuning.lora import add_lora
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LbGenPipeline
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
 from lbgen_hf.sampling import choose_gradient_steps, decode_latents, sample_latents, training_scheduler
 
+ALIGNMENTS = {"paper": PaperAlignment, "context_swap": ContextSwapAlignment}
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -69,7 +72,7 @@ class TrainingStep:
             scorer = load_quality_scorer(config.quality_scorer or (LBGEN_TINY if tiny else "qalign"), self.device)
         torch.manual_seed(config.seed)  # the same LoRA and D on every process
         self.parameters = add_lora(self.unet, config.lora_rank, config.lora_alpha)
-        self.alignment = PaperAlignment(clip, self.class_names, config)
+        self.alignment = ALIGNMENTS[config.alignment](clip, self.class_names, config)
         self.loss = TotalLoss(clip, self.alignment, scorer, config.quality_weight)
         if config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -135,6 +138,31 @@ class TrainingStep:
                 **gradients,
             )
             return decode_latents(self.vae, latents.to(self.vae.dtype)).float()
+
+    @torch.no_grad()
+    def sample_bank(self, size: int) -> tuple[Tensor, Tensor]:
+        """Image features (size, D) and classes (size,) of the model as it is, sampled on all processes.
+
+        The images have the numbers -size to -1: before the run's first, so that none is trained on.
+        """
+        config, own = self.config, range(-size, 0)[self.accelerator.process_index :: self.accelerator.num_processes]
+        seen = []
+        for first in range(0, len(own), config.train_batch_size):
+            numbers = own[first : first + config.train_batch_size]
+            batch = sample_batch(numbers, len(self.class_names), self.latent_shape, config.seed)
+            guidance = config.guidance_start, config.guidance_stop
+            images = self.sample(batch.class_ids, batch.noise, batch.generators, *guidance)
+            features = self.loss.clip.image_features(images).float().cpu()
+            seen += zip(numbers, features, batch.class_ids, strict=True)
+        rows = sorted(gather_object(seen), key=lambda row: row[0])
+        _, features, class_ids = zip(*rows, strict=True)
+        return torch.stack(features).to(self.device), torch.stack(class_ids).to(self.device)
+
+    def start(self) -> None:
+        """Prepare the alignment before the first step, from images of the base model; `state` holds the outcome."""
+        if self.alignment.bank_size:
+            bank = self.sample_bank(self.alignment.bank_size)
+            self.alignment.start(*bank, self.images_per_step, stream(self.config.seed, "discriminator", -1))
 
     def __call__(self, step: int) -> dict[str, float]:
         """Update the LoRA, then D on the same images. Returns the losses, averaged over processes.

@@ -101,7 +101,9 @@ class LbGenTrainer:
         repo_id = create_repo(config) if config.push_to_hub and self.is_main_process else None
         logger.info("Loading %s", config.pretrained_model_name_or_path)
         step = TrainingStep(config, self.accelerator)
-        if state is not None:
+        if state is None:
+            step.start()
+        else:
             step.load_state(state)
         validation = Validation(step) if config.validation_steps else None
         if self.is_main_process:

@@ -13,8 +13,10 @@ from lbgen_hf.fine_tuning.config import LbGenConfig, make_parser, parse_config
 
 CONFIGS = SCRIPT.parent / "configs"
 FIELDS = """
+    alignment class_scale class_weight context_bank_size context_direction context_shift context_weight
     checkpointing_steps checkpoints_total_limit class_names clip_model clip_weights compile detach_unet_input
     discriminator_activation discriminator_hidden_size discriminator_learning_rate discriminator_max_grad_norm
+    discriminator_updates
     discriminator_warmup_epochs early_exit ema_decay entire_weight eval_clip_model eval_clip_weights
     gradient_accumulation_steps gradient_checkpointing guidance_scale guidance_start guidance_stop hub_model_id
     hub_private individual_weight keep learning_rate lora_alpha lora_rank lr_scheduler lr_warmup_steps max_grad_norm
@@ -110,6 +112,8 @@ def test_every_shipped_config_is_valid():
         assert row.class_names == "imagenet-100"
         assert row.learning_rate == paper.learning_rate
     assert LbGenConfig.from_yaml(CONFIGS / "ablation_no_entire.yaml").entire_weight == 0
+    swap = LbGenConfig.from_yaml(CONFIGS / "tiny.yaml", CONFIGS / "context_swap.yaml")
+    assert (swap.alignment, swap.lora_rank, swap.keep) == ("context_swap", 16, "last")
     upstream = LbGenConfig.from_yaml(CONFIGS / "paper.yaml", CONFIGS / "upstream.yaml")
     assert (upstream.individual_weight, upstream.quality_weight, upstream.real_classes) == (0, 0, "first")
     assert (upstream.scheduler, upstream.discriminator_hidden_size) == ("ddpm", 3)
@@ -148,6 +152,10 @@ def test_every_number_is_finite_and_in_range(name, value):
         ({"lr_scheduler": "polynomial"}, "unknown lr_scheduler 'polynomial'"),
         ({"entire_weight": 0.0, "individual_weight": 0.0, "quality_weight": 0.0}, "all losses have weight zero"),
         ({"keep": "best", "validation_steps": 0}, "keep best chooses by the validation metrics"),
+        (
+            {"alignment": "context_swap", "context_weight": 0.0, "class_weight": 0.0, "quality_weight": 0.0},
+            "all losses have weight zero",
+        ),
         ({"eval_clip_weights": "openai"}, "give that too"),
     ],
     ids=str,

@@ -179,11 +179,55 @@ def test_the_launcher_decides_the_precision(make_config, lora_without, tmp_path,
     assert_same(train(make_config(**SHORT, mixed_precision="no", output_dir=tmp_path / "no")), lora_without)
 
 
+# Context-swap alignment
+
+SWAP = {"alignment": "context_swap", "context_bank_size": 6, "discriminator_updates": 2}
+
+
+@pytest.fixture(scope="module")
+def swap_lora() -> dict[str, Path]:
+    """The LoRA of the short run with context_swap, trained once a module."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"context_weight": 1.0},
+        {"class_weight": 0.0},
+        {"class_scale": 50.0},
+        {"context_shift": 0.1},
+        {"context_direction": "image"},
+        {"context_bank_size": 5},
+        {"discriminator_updates": 1},
+        {"saturating": True},
+        {"alignment": "paper"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_an_option_of_context_swap_changes_the_lora(make_config, swap_lora, tmp_path_factory, options):
+    if not swap_lora:
+        swap_lora["folder"] = train(make_config(**SHORT | SWAP, output_dir=tmp_path_factory.mktemp("swap")))
+    assert distance(train(make_config(**SHORT | SWAP | options)), swap_lora["folder"]) > 1e-6
+
+
+def test_the_bank_is_the_base_models_and_no_training_image(make_config):
+    out = train(make_config(**SHORT | SWAP))
+    state = load_file(out / "checkpoint-2" / STATE_FILE)
+    assert set(state["bank.class_ids"].tolist()) == {0, 1, 2, 3}  # an epoch of the four classes, and half of another
+    torch.testing.assert_close(state["bank.features"].norm(dim=1), torch.ones(6))
+    assert len(state["replay.features"]) == 6
+    # two steps of two images have entered the replay, which began as the bank
+    assert torch.equal(state["replay.features"][:2], state["bank.features"][4:])
+    assert not torch.isclose(state["replay.features"][2:, None], state["bank.features"][None]).all(-1).any()
+
+
 # Resuming
 
 
-def test_resuming_any_checkpoint_is_the_uninterrupted_run(make_config, tmp_path):
-    options = {"ema_decay": 0.5, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 3}
+@pytest.mark.parametrize("alignment", [{}, SWAP], ids=["paper", "context_swap"])
+def test_resuming_any_checkpoint_is_the_uninterrupted_run(make_config, tmp_path, alignment):
+    options = {"ema_decay": 0.5, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 3} | alignment
     whole = train(make_config(**options, output_dir=tmp_path / "whole"))
     cut = tmp_path / "cut"
     train(make_config(**options, max_train_steps=2, output_dir=cut))
@@ -216,11 +260,20 @@ def steps_done(output_dir: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("processes", "kills"),
-    [(1, 3), (2, 1), pytest.param(1, 20, marks=pytest.mark.slow), pytest.param(2, 20, marks=pytest.mark.slow)],
+    ("processes", "kills", "alignment"),
+    [
+        (1, 2, {}),
+        (1, 2, SWAP),
+        (2, 1, {}),
+        pytest.param(1, 20, {}, marks=pytest.mark.slow),
+        pytest.param(1, 20, SWAP, marks=pytest.mark.slow),
+        pytest.param(2, 20, {}, marks=pytest.mark.slow),
+        pytest.param(2, 20, SWAP, marks=pytest.mark.slow),
+    ],
 )
-def test_killed_and_resumed_is_the_uninterrupted_run(make_config, tmp_path, processes, kills):
+def test_killed_and_resumed_is_the_uninterrupted_run(make_config, tmp_path, processes, kills, alignment):
     extra = {"max_train_steps": 4 * kills, "checkpointing_steps": 2, "checkpoints_total_limit": 2, "ema_decay": 0.5}
+    extra |= alignment
     whole, cut = (make_config(**extra, output_dir=tmp_path / name) for name in ("whole", "cut"))
     finish(whole, processes)
     rng = random.Random(kills)
@@ -230,8 +283,9 @@ def test_killed_and_resumed_is_the_uninterrupted_run(make_config, tmp_path, proc
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_two_processes_sample_what_one_does(make_config, tmp_path):
-    extra = {"max_train_steps": 1, "validation_steps": 1, "learning_rate": 1e-3}
+@pytest.mark.parametrize("alignment", [{}, SWAP | {"context_bank_size": 5}], ids=["paper", "context_swap"])
+def test_two_processes_sample_what_one_does(make_config, tmp_path, alignment):
+    extra = {"max_train_steps": 1, "validation_steps": 1, "learning_rate": 1e-3} | alignment
     one = train(make_config(**extra, train_batch_size=4, output_dir=tmp_path / "one"))
     finish(make_config(**extra, output_dir=tmp_path / "two"), processes=2)
     for name in ("training.jsonl", "validation.jsonl"):
