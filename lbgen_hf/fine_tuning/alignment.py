@@ -60,7 +60,7 @@ class Alignment(Protocol):
 
 
 class PaperAlignment:
-    """L_en (eq. 5) and L_in (eq. 6), without a bank. D is trained once a step, on the images that the generator is trained on.
+    """L_en (eq. 5) and L_in (eq. 6), without a bank. D is trained once a step, on the same images as the generator.
 
     Args:
         clip: has `text_features(texts)`.
