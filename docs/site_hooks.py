@@ -3,14 +3,15 @@
 - A link to a module of lbgen_hf leads to its reference: `[text](../lbgen_hf/rewards/losses.py)`; where the text is the
   name of something in it, straight to that name. A strict build fails if the reference lacks it.
 - A link to any other file outside docs/ leads to the repository, or is plain text if no REPOSITORY_URL was given.
-- `<!-- lbgen --help -->` is replaced by the help of all commands.
+- `<!-- lbgen --help -->` is replaced by the help of all commands, `<!-- train_lbgen.py --help -->` by a table of
+  options.
 """
 
+import dataclasses
 import posixpath
 import re
 from typing import Any
 
-COMMANDS_MARK = "<!-- lbgen --help -->"
 LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>\.\./[^)\s]+)\)")
 
 
@@ -30,7 +31,10 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         return link["text"]
 
     markdown = LINK.sub(lead, markdown)
-    return markdown.replace(COMMANDS_MARK, help_of_commands()) if COMMANDS_MARK in markdown else markdown
+    for mark, make in GENERATED.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
+    return markdown
 
 
 def help_of_commands() -> str:
@@ -42,3 +46,17 @@ def help_of_commands() -> str:
 
     command = typer.main.get_command(app)
     return get_docs_for_click(obj=command, ctx=typer.Context(command), name="lbgen")
+
+
+def table_of_options() -> str:
+    """The fields of `LbGenConfig` with their defaults and help."""
+    from lbgen_hf.fine_tuning.config import LbGenConfig
+
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(LbGenConfig):
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `--{field.name}` | {default} | {field.metadata['help']} |")
+    return "\n".join(rows)
+
+
+GENERATED = {"<!-- lbgen --help -->": help_of_commands, "<!-- train_lbgen.py --help -->": table_of_options}

@@ -12,6 +12,7 @@ import typer
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.cli import app, main
+from lbgen_hf.fine_tuning.config import make_parser as make_training_parser
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,8 @@ def script_options(script: Path) -> set[str]:
     spec = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return {option for action in module.make_parser()._actions for option in action.option_strings}
+    make_parser = make_training_parser if script.name == "train_lbgen.py" else module.make_parser
+    return {option for action in make_parser()._actions for option in action.option_strings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
