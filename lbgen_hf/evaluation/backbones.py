@@ -71,7 +71,7 @@ def load_backbone(checkpoint: str | Path, device: str | torch.device | None = No
             model = timm.create_model(name, pretrained=True)
         except Exception as error:
             raise UserError(f"timm cannot load {name} with weights: {_first_line(error)}") from error
-        return _from_timm(model, name, device)
+        return from_timm(model, name, device)
     try:
         config = hf_hub_download(name, "config.json")
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -98,13 +98,14 @@ def _from_config(config: Path, source: str, name: str, device: torch.device) -> 
                 f"the weights of {name} are not of the architecture {settings['architecture']!r} in its config.json, "
                 f"or cannot be read: {_first_line(error)}"
             ) from error
-        return _from_timm(model, name, device)
+        return from_timm(model, name, device)
     if "model_type" in settings:
         return _from_transformers(source, name, device)
     raise UserError(f"the config.json of {name} names no timm `architecture` and no transformers `model_type`")
 
 
-def _from_timm(model: nn.Module, name: str, device: torch.device) -> Backbone:
+def from_timm(model: nn.Module, name: str, device: torch.device) -> Backbone:
+    """A timm model in memory as a backbone; it is frozen."""
     from timm.data import create_transform, resolve_model_data_config
 
     model.requires_grad_(False).eval().to(device)

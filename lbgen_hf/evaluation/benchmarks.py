@@ -105,7 +105,7 @@ def _named_validation(source: str) -> LabelledImages:
     return dataset.val
 
 
-def _accuracy(backbone: Backbone, images: LabelledImages, run: Run) -> dict:
+def class_accuracy(backbone: Backbone, images: LabelledImages, run: Run) -> dict:
     """Top-1 over the head's classes, on the images of these classes."""
     columns = _head_columns(backbone, images.class_names)
     known = torch.tensor([column is not None for column in columns])[torch.from_numpy(images.labels)]
@@ -288,7 +288,7 @@ def _public(name: str, kind: str, load: Callable, measure: Callable) -> Callable
 
 _WITH_SOURCE: dict[str, Callable[[str], list[Benchmark]]] = {
     "validation": lambda source: [
-        Benchmark("validation", "accuracy", partial(_named_validation, source), _accuracy),
+        Benchmark("validation", "accuracy", partial(_named_validation, source), class_accuracy),
     ],
     "transfer": partial(_paper_datasets, few_shot=False),
     "few-shot": partial(_paper_datasets, few_shot=True),
@@ -309,7 +309,7 @@ def _twin(name: str, kind: str, load: Callable, measure: Callable) -> Callable[[
 
 
 _BIASLAB: dict[str, Callable[[], Any]] = {
-    "biaslab-validation": _twin("biaslab-validation", "accuracy", biaslab.validation, _accuracy),
+    "biaslab-validation": _twin("biaslab-validation", "accuracy", biaslab.validation, class_accuracy),
     "biaslab-cue-conflict": _twin(
         "biaslab-cue-conflict", "texture_inclination", biaslab.cue_conflict, _twin_cue_conflict
     ),

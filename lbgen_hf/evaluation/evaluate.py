@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import Backbone, load_backbone
 from lbgen_hf.evaluation.benchmarks import Benchmark, Run, parse_benchmarks
 from lbgen_hf.evaluation.features import Progress
+from lbgen_hf.evaluation.images import LabelledImages
 from lbgen_hf.evaluation.report import write_report
 from lbgen_hf.files import locked, require_writable, write_atomically
 
@@ -121,12 +123,10 @@ def _measure(
     return {**measured, "label": checkpoint.label, "checkpoint": checkpoint.path, "cell": f"cells/{path.name}"}
 
 
-def _fingerprints(images: object) -> list[str]:
+def _fingerprints(loaded: Any) -> list[str]:
     """Of all the splits that a benchmark loaded."""
-    from lbgen_hf.evaluation.images import LabelledImages
-
-    if isinstance(images, LabelledImages):
-        return [images.fingerprint]
-    if dataclasses.is_dataclass(images):
-        images = tuple(getattr(images, field.name) for field in dataclasses.fields(images))
-    return [f for item in images if isinstance(item, LabelledImages) for f in _fingerprints(item)]  # type: ignore
+    if isinstance(loaded, LabelledImages):
+        return [loaded.fingerprint]
+    if dataclasses.is_dataclass(loaded):
+        loaded = [getattr(loaded, field.name) for field in dataclasses.fields(loaded)]
+    return [part.fingerprint for part in loaded if isinstance(part, LabelledImages)]

@@ -79,40 +79,41 @@ def load_transfer_dataset(name: str, root: Path) -> TransferDataset:
     return TransferDataset(name, train, val, test)
 
 
-Loader = Callable[[Path, Expected], tuple[ImageFiles, ImageFiles, ImageFiles]]
+Splits = tuple[ImageFiles, ...]  # training, validation, test
+Loader = Callable[[Path, Expected], Splits]
 
 
-def _provided(make: Callable, root: Path) -> tuple[ImageFiles, ...]:
+def _provided(make: Callable, root: Path) -> Splits:
     """All three splits as the authors gave them."""
     return tuple(_files(make(str(root), split=split), root) for split in ("train", "val", "test"))
 
 
-def _with_validation(train: ImageFiles, test: ImageFiles, expected: Expected) -> tuple[ImageFiles, ...]:
+def _with_validation(train: ImageFiles, test: ImageFiles, expected: Expected) -> Splits:
     """Validation images taken from the training images, by class."""
     rest, val = stratified_split(train.labels, min(expected.val, len(train) - 1))
     return train.subset(rest), train.subset(val), test
 
 
-def _aircraft(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
+def _aircraft(root: Path, expected: Expected) -> Splits:
     from torchvision.datasets import FGVCAircraft
 
     return _provided(FGVCAircraft, root)
 
 
-def _cars196(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
+def _cars196(root: Path, expected: Expected) -> Splits:
     from torchvision.datasets import StanfordCars
 
     train, test = (_files(StanfordCars(str(root), split=split), root) for split in ("train", "test"))
     return _with_validation(train, test, expected)
 
 
-def _dtd(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
+def _dtd(root: Path, expected: Expected) -> Splits:
     from torchvision.datasets import DTD
 
     return _provided(DTD, root)
 
 
-def _eurosat(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
+def _eurosat(root: Path, expected: Expected) -> Splits:
     """No split is provided: 50, 20 and 30 % of each class."""
     from torchvision.datasets import EuroSAT
 
@@ -121,27 +122,27 @@ def _eurosat(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
     return _with_validation(images.subset(rest), images.subset(test), expected)
 
 
-def _flowers(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
+def _flowers(root: Path, expected: Expected) -> Splits:
     from torchvision.datasets import Flowers102
 
     return _provided(lambda *args, **options: _NamedClasses(Flowers102(*args, **options), expected.num_classes), root)
 
 
-def _pets(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
+def _pets(root: Path, expected: Expected) -> Splits:
     from torchvision.datasets import OxfordIIITPet
 
     train, test = (_files(OxfordIIITPet(str(root), split=split), root) for split in ("trainval", "test"))
     return _with_validation(train, test, expected)
 
 
-def _food101(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
+def _food101(root: Path, expected: Expected) -> Splits:
     from torchvision.datasets import Food101
 
     train, test = (_files(Food101(str(root), split=split), root) for split in ("train", "test"))
     return _with_validation(train, test, expected)
 
 
-def _sun397(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
+def _sun397(root: Path, expected: Expected) -> Splits:
     """The authors' first partition: 50 training and 50 test images a class."""
     from torchvision.datasets import SUN397
 
@@ -157,7 +158,8 @@ def _sun397(root: Path, expected: Expected) -> tuple[ImageFiles, ...]:
         if unknown:
             raise UserError(f"{folder / name} names {unknown[0]}, which is not there; {len(unknown)} are missing")
         parts.append(images.subset([of_path[line] for line in lines]))
-    return _with_validation(*parts, expected)
+    train, test = parts
+    return _with_validation(train, test, expected)
 
 
 _LOADERS: dict[str, Loader] = {
@@ -203,7 +205,7 @@ def load_any_dataset(source: str) -> TransferDataset:
     Raises:
         UserError: neither opens it, or it has no such columns or images.
     """
-    splits = _folder_splits(Path(source)) if _is_image_folder(Path(source)) else _hub_splits(source)
+    splits = _folder_splits(Path(source)) if is_image_folder(Path(source)) else hub_splits(source)
     train = splits["train"]
     test = splits.get("test")
     if test is None:
@@ -219,7 +221,8 @@ def _cut(images: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
     return images.subset(rest), images.subset(selected)
 
 
-def _is_image_folder(folder: Path) -> bool:
+def is_image_folder(folder: Path) -> bool:
+    """Whether images are in a folder for each class, and not in Parquet or Arrow files."""
     return folder.is_dir() and not any(folder.rglob("*.parquet")) and not (folder / "dataset_dict.json").is_file()
 
 
@@ -229,7 +232,7 @@ _VALIDATION_NAMES = ("val", "valid", "validation")
 def _folder_splits(folder: Path) -> dict[str, LabelledImages]:
     if not (folder / "train").is_dir():
         return {"train": image_folder(folder)}
-    splits = {"train": image_folder(folder / "train")}
+    splits: dict[str, LabelledImages] = {"train": image_folder(folder / "train")}
     for name in ("test", *_VALIDATION_NAMES):
         if (folder / name).is_dir():
             images = image_folder(folder / name)
@@ -240,7 +243,8 @@ def _folder_splits(folder: Path) -> dict[str, LabelledImages]:
     return splits
 
 
-def _hub_splits(source: str) -> dict[str, LabelledImages]:
+def hub_splits(source: str) -> dict[str, LabelledImages]:
+    """The splits of a `datasets` repo or folder, under the names train, val and test."""
     import datasets
 
     try:
@@ -254,7 +258,7 @@ def _hub_splits(source: str) -> dict[str, LabelledImages]:
         found = {"train": found}
     if "train" not in found:
         raise UserError(f"{source} has no split 'train'; it has {', '.join(found)}")
-    image, label = _columns(found["train"].features, source)
+    image, label = columns_of(found["train"].features, source)
     names = {"train": "train", "test": "test", **dict.fromkeys(_VALIDATION_NAMES, "val")}
     return {
         names[split]: DatasetImages(rows, image, label, f"{source} ({split})")
@@ -263,7 +267,7 @@ def _hub_splits(source: str) -> dict[str, LabelledImages]:
     }
 
 
-def _columns(features, source: str) -> tuple[str, str]:
+def columns_of(features, source: str) -> tuple[str, str]:
     """The image column and the `ClassLabel` column."""
     import datasets
 
