@@ -1,10 +1,10 @@
-"""Measure how biased lbgen-tiny's pictures are, with and without LoRAs, as the shipped judge sees them.
+"""Measure how biased lbgen-tiny's images are, with and without LoRAs, as the shipped judge sees them.
 
     python training/measure_bias.py                              # the base model alone
     python training/measure_bias.py --lora out other-seed/out --output measured.json
     python training/measure_bias.py --lora out/checkpoint-*      # the whole curve against steps
 
-All draw from the same noise. Intervals are 95 %, from a bootstrap over the pictures of each class.
+All sample from the same noise. Intervals are 95 %, from a bootstrap over the images of each class.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from lbgen_hf.biaslab.measure import (
     sample_images,
 )
 from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.files import require_writable
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE, LbGenPipeline
 
 RECORDED = ("images_per_class", "num_inference_steps", "guidance_scale", "seed")
@@ -41,18 +43,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--guidance_scale", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1, help="Of the noise.")
-    parser.add_argument("--output", type=Path, help="Write the figures as JSON.")
+    parser.add_argument("--output", type=Path, help="Write the results as JSON.")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """Draw, judge, print.
+    """Sample, judge, print.
 
     Raises:
-        UserError: a folder holds no LoRA, or fewer than two pictures a class.
+        UserError: a folder holds no LoRA, a number is out of range, or the output cannot be written.
     """
-    if args.images_per_class < 2:
-        raise UserError("--images_per_class must be at least 2")
+    check_number("--images_per_class", args.images_per_class, at_least=2, integer=True)
+    check_number("--num_inference_steps", args.num_inference_steps, at_least=1, at_most=1000, integer=True)
+    check_number("--guidance_scale", args.guidance_scale, at_least=0)
+    if args.output:
+        require_writable(args.output.resolve().parent)
     for folder in args.lora:
         if not (folder / LORA_FILE).is_file():
             raise UserError(f"{folder} holds no {LORA_FILE}")
@@ -61,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=True)
 
     def measured() -> dict[str, Estimate]:
-        pictures = sample_images(
+        images = sample_images(
             pipe,
             CLASSES,
             args.images_per_class,
@@ -69,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
         )
-        return measure(judge_images(pictures, CLASSES, **observers))
+        return measure(judge_images(images, CLASSES, **observers))
 
     base = measured()
     tables = {"base": compare(base, base)}
@@ -82,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
     if args.output:
         options = {name: str(getattr(args, name)) for name in RECORDED}
-        args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n")
+        args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Bias over the steps of a fine-tuning run of lbgen-tiny, as the shipped judge sees its held-out pictures.
+"""Bias over the steps of a fine-tuning run of lbgen-tiny, as the shipped judge sees its validation images.
 
     python training/measure_curve.py out --output curve.json
 
 Reads what training/train_lbgen.py left in out/validation: the same noise at every step. Intervals are 95 %, from a
-bootstrap over the pictures of each class.
+bootstrap over the images of each class.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from torchvision.transforms.functional import pil_to_tensor
 from lbgen_hf.biaslab.measure import compare, format_comparison, judge_images, load_observers, measure
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE
 from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.files import require_writable
 
 GRID_PADDING = 2  # torchvision's
 
 
 def read_grid(path: Path) -> Tensor:
-    """Pictures (C, n, 3, H, W) in [0, 1] out of a grid with a row for each class.
+    """Images (C, n, 3, H, W) in [0, 1] out of a grid with a row for each class.
 
     Raises:
         UserError: the grid is not of every class.
@@ -41,20 +42,22 @@ def main(args: argparse.Namespace) -> None:
     """Read, judge, print.
 
     Raises:
-        UserError: the run has no held-out pictures.
+        UserError: the run has no validation images, or the output cannot be written.
     """
     paths = sorted((args.run / "validation").glob("step-*.png"))
     if not paths:
-        raise UserError(f"{args.run} has no held-out pictures; train with --validation_steps above 0")
+        raise UserError(f"{args.run} has no validation images; train with --validation_steps above 0")
+    if args.output:
+        require_writable(args.output.resolve().parent)
     observers = load_observers()
-    pictures = [read_grid(path) for path in paths]
-    measured = [measure(judge_images(each, CLASSES, **observers)) for each in pictures]
+    images = [read_grid(path) for path in paths]
+    measured = [measure(judge_images(each, CLASSES, **observers)) for each in images]
     tables = {path.stem: compare(measured[0], one) for path, one in zip(paths, measured, strict=True)}
     for name, rows in tables.items():
         print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
     if args.output:
-        options = {"images_per_class": str(pictures[0].shape[1])}
-        args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n")
+        options = {"images_per_class": str(images[0].shape[1])}
+        args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n", encoding="utf-8")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="measure_curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="The --output_dir of training/train_lbgen.py.")
-    parser.add_argument("--output", type=Path, help="Write the figures as JSON.")
+    parser.add_argument("--output", type=Path, help="Write the results as JSON.")
     return parser
 
 

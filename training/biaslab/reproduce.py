@@ -6,9 +6,14 @@ Run it again after an interruption: finished models are kept, the one at work co
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.fine_tuning.card import CONFIG_FILE
+from lbgen_hf.pipeline_lbgen import LORA_FILE
 
 SCRIPTS = Path(__file__).parent
 STAGES = {  # script: what it makes
@@ -18,6 +23,20 @@ STAGES = {  # script: what it makes
     "train_clip.py": "clip",
     "train_diffusion.py": "pipeline/unet",
 }
+
+
+def train_lora(models: Path, work_dir: Path) -> None:
+    """Train the LoRA as the shipped one's card says, for these models; the quality scorer is the shipped one."""
+    script, config = SCRIPTS.parent / "train_lbgen.py", MODELS / "lora" / CONFIG_FILE
+    command = [sys.executable, script, "--config", config, "--output_dir", work_dir / "lora"]
+    command += ["--resume_from_checkpoint", "latest", "--report_to", "none"]
+    if models.resolve() != MODELS.resolve():
+        command += ["--pretrained_model_name_or_path", models / "pipeline", "--clip_model", models / "clip"]
+        command += ["--quality_scorer", "lbgen-tiny"]
+    subprocess.run(command, check=True)
+    (models / "lora").mkdir(exist_ok=True)
+    for name in (LORA_FILE, CONFIG_FILE, "README.md"):
+        shutil.copyfile(work_dir / "lora" / name, models / "lora" / name)
 
 
 def main() -> None:
@@ -34,6 +53,7 @@ def main() -> None:
         command = [sys.executable, SCRIPTS / script, "--output_dir", args.output_dir, "--work_dir", args.work_dir]
         subprocess.run(command, check=True)
         done.touch()
+    train_lora(args.output_dir, args.work_dir)
     subprocess.run([sys.executable, SCRIPTS / "measure_diffusion.py", "--models_dir", args.output_dir], check=True)
 
 
