@@ -15,11 +15,12 @@ from collections.abc import Callable
 
 import torch
 from timing import compare, write_results
-from torch import Tensor
+from torch import Tensor, nn
 
 from lbgen_hf.fine_tuning.alignment import PaperAlignment, TotalLoss
 from lbgen_hf.fine_tuning.batches import sample_batch
 from lbgen_hf.fine_tuning.config import LbGenConfig
+from lbgen_hf.fine_tuning.context_swap import ContextSwapAlignment
 from lbgen_hf.fine_tuning.lora import add_lora
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.losses import (
@@ -51,15 +52,20 @@ class Stack:
         self.alignment = PaperAlignment(clip, class_names, LbGenConfig())
         self.discriminator = self.alignment.discriminator
         self.loss = TotalLoss(clip, self.alignment, quality_weight=0.0)
+        swap = LbGenConfig(alignment="context_swap", discriminator_learning_rate=2e-3)
+        self.swap_loss = TotalLoss(clip, ContextSwapAlignment(clip, class_names, swap), quality_weight=0.0)
+        bank = nn.functional.normalize(torch.randn(swap.context_bank_size, clip.feature_dim), dim=-1)
+        bank_ids = torch.arange(len(bank)) % len(class_names)
+        self.swap_loss.alignment.start(bank, bank_ids, batch_size, torch.Generator())
         self.embeds, self.negative = self.encode(class_names), self.encode([""])
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Tensor:
         return self.pipe.encode_prompt(prompts, "cpu", 1, False)[0]
 
-    def ours(self, **options) -> None:
-        """One step as training/train_lbgen.py does it."""
-        batch = self.batch
+    def ours(self, loss: TotalLoss | None = None, **options) -> None:
+        """One step as training/train_lbgen.py does it, by default with the paper's alignment."""
+        batch, loss = self.batch, loss or self.loss
         latents = sample_latents(
             self.unet,
             self.scheduler,
@@ -68,9 +74,9 @@ class Stack:
             self.negative,
             **{"num_inference_steps": self.steps, "gradient_steps": self.gradient_steps} | options,
         )
-        total, _, features = self.loss(decode_latents(self.vae, latents), batch.class_ids)
+        total, _, features = loss(decode_latents(self.vae, latents), batch.class_ids)
         total.backward(inputs=self.parameters)
-        self.alignment.update(features.detach(), batch.class_ids, batch.real_ids, torch.Generator())
+        loss.alignment.update(features.detach(), batch.class_ids, batch.real_ids, torch.Generator())
 
     def plain(self) -> None:
         """One step as the authors' code does it, with the paper's loss."""
@@ -138,6 +144,19 @@ def saved_mebibytes(step: Callable[[], None]) -> float:
     return peak / 2**20
 
 
+def timed(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict]:
+    """Time and memory of each step against the first."""
+    timings = compare(steps, repeats=repeats)
+    for name, step in steps.items():
+        timings[name]["saved_mebibytes"] = round(saved_mebibytes(step), 1)
+    return timings
+
+
+def timed_alignments(stack: Stack, repeats: int) -> dict[str, dict]:
+    """A step of context-swap alignment against one of the paper's."""
+    return timed({"paper": stack.ours, "context_swap": lambda: stack.ours(stack.swap_loss)}, repeats)
+
+
 def benchmark_tiny(repeats: int) -> dict:
     stack = tiny_stack()
     reference = stack.gradient(stack.plain)
@@ -168,15 +187,12 @@ def benchmark_tiny(repeats: int) -> dict:
             detach_unet_input=True, guidance_start=0.25, guidance_stop=0.75
         ),
     }
-    steps = equal_gradients | other_gradients
-    timings = compare(steps, repeats=repeats)
-    for name, step in steps.items():
-        timings[name]["saved_mebibytes"] = round(saved_mebibytes(step), 1)
     return {
         "settings": "lbgen-tiny, batch 24, 20 steps, 5 trained, rank 16",
         "gradient_difference": difference,
-        "last_trained_step": last,
-        "steps": timings,
+        "last_gradient_step": last,
+        "steps": timed(equal_gradients | other_gradients, repeats),
+        "alignments": timed_alignments(stack, repeats),
     }
 
 
@@ -260,11 +276,14 @@ def benchmark_sd15(steps: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--alignments", action="store_true", help="Only context-swap alignment against the paper's.")
     parser.add_argument("--sd15", action="store_true")
     parser.add_argument("--sd15_steps", type=int, default=50)
     args = parser.parse_args()
     if args.sd15:
         name, results = "training_sd15", benchmark_sd15(args.sd15_steps)
+    elif args.alignments:
+        name, results = "training_alignments", {"alignments": timed_alignments(tiny_stack(), args.repeats)}
     else:
         name, results = "training", benchmark_tiny(args.repeats)
     print(write_results(name, results).read_text())
