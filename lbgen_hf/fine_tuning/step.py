@@ -20,6 +20,7 @@ from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.context_swap import ContextSwapAlignment
 from lbgen_hf.fine_tuning.lora import add_lora
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LbGenPipeline
+from lbgen_hf.progress import progress
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
 from lbgen_hf.sampling import choose_gradient_steps, decode_latents, sample_latents, training_scheduler
@@ -147,7 +148,9 @@ class TrainingStep:
         """
         config, own = self.config, range(-size, 0)[self.accelerator.process_index :: self.accelerator.num_processes]
         seen = []
-        for first in range(0, len(own), config.train_batch_size):
+        firsts = range(0, len(own), config.train_batch_size)
+        silent = not self.accelerator.is_main_process
+        for first in progress(firsts, total=len(firsts), name="sampling the bank", disable=silent):
             numbers = own[first : first + config.train_batch_size]
             batch = sample_batch(numbers, len(self.class_names), self.latent_shape, config.seed)
             guidance = config.guidance_start, config.guidance_stop

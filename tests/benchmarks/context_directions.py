@@ -2,10 +2,10 @@
 
     python tests/benchmarks/context_directions.py
 
-Images of the base model, sampled as context-swap alignment samples its bank. One half is the bank: linear classifiers of
-class, background, place and texture are fitted to its features, with the class asked for and the judge's labels. The
-other half's features are moved to another class, and the classifiers are asked again: of a good direction and shift
-they say the new class, and the old context. Writes results/context_directions.json; intervals are 95 %, Wilson's.
+Images of the base model, sampled as context-swap alignment samples its bank. One half is the bank: linear classifiers
+of class, background, place and texture are fitted to its features, with the class asked for and the judge's labels.
+The other half's features are moved to another class, and the classifiers are asked again: of a good direction and
+shift they say the new class, and the old context. Writes results/context_directions.json; intervals are 95 %, Wilson's.
 """
 
 import argparse
@@ -45,15 +45,14 @@ def main() -> None:
     bank, other = (part.flatten(0, 1) for part in (seen.features[:, :half], seen.features[:, half : 2 * half]))
     texts = ClipFeatures.from_pretrained(MODELS / "clip").text_features([f"photo of {name}" for name in CLASSES])
 
-    labels = {"class": (own, own)}
+    labels = {"class": (own, own)}  # name to those of the bank, and of the other half
     for name, values in seen.attributes.items():
         labels[name] = values[:, :half].flatten(), values[:, half : 2 * half].flatten()
     models = {}
     for name, (known, _) in labels.items():
         models[name] = LogisticRegression(C=100.0, max_iter=2000).fit(bank.numpy(), known.numpy())
-    targets = (own + torch.randint(1, len(CLASSES), own.shape, generator=torch.Generator().manual_seed(0))) % len(
-        CLASSES
-    )
+    steps = torch.randint(1, len(CLASSES), own.shape, generator=torch.Generator().manual_seed(0))
+    targets = (own + steps) % len(CLASSES)
 
     directions = {"text": texts.float(), "image": image_directions(texts.float(), bank, own)}
     rows = {"not moved": {name: share_right(models[name], other, truth) for name, (_, truth) in labels.items()}}
