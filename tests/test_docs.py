@@ -12,6 +12,7 @@ import typer
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.cli import app, main
+from lbgen_hf.evaluation.pretraining_config import make_parser as make_backbone_parser
 from lbgen_hf.fine_tuning.config import make_parser as make_training_parser
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 
@@ -40,7 +41,8 @@ def script_options(script: Path) -> set[str]:
     spec = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    make_parser = make_training_parser if script.name == "train_lbgen.py" else module.make_parser
+    of_package = {"train_lbgen.py": make_training_parser, "train_backbone.py": make_backbone_parser}
+    make_parser = of_package.get(script.name) or module.make_parser
     return {option for action in make_parser()._actions for option in action.option_strings}
 
 
