@@ -77,7 +77,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         assert options <= {option for parameter in known[name].params for option in parameter.opts}, words
 
 
-@pytest.mark.parametrize("page", ["method.md", "biaslab.md"])
+@pytest.mark.parametrize("page", ["method.md", "biaslab.md", "context_swap.md"])
 def test_names_in_code_exist_in_the_file_that_they_link(page: str) -> None:
     text = (ROOT / "docs" / page).read_text()
     for name, target in re.findall(r"\[`(\w+)`\]\(\.\./([^)]+\.py)\)", text):
