@@ -9,17 +9,15 @@ other GPUs, from the same share of their published peak.
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from tables import fill_in, markdown_table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lbgen_hf.synthesis.denoising import CachedUNet, denoise
+from lbgen_hf.sampling import CachedUNet, build_scheduler, sample_latents
 from lbgen_hf.synthesis.plan import PRESETS
-from lbgen_hf.synthesis.sample import build_scheduler
 
 NUM_IMAGES = 1_300_000
 PAPER_IMAGES_PER_SECOND = 0.87
@@ -42,23 +40,28 @@ class CallRecorder(CachedUNet):
     """Notes the batch of each call and whether it is whole, and predicts zeros."""
 
     def __init__(self, interval: int) -> None:
-        super().__init__(None, interval)
+        super().__init__(nn.Identity(), interval)
         self.calls: Counter[tuple[int, bool]] = Counter()
 
-    def __call__(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+    def __call__(self, sample: Tensor, *_: Tensor, **__: Tensor) -> tuple[Tensor]:
         self.calls[len(sample), self.is_whole(len(sample))] += 1
-        return torch.zeros_like(sample)
+        return (torch.zeros_like(sample),)
 
 
 def calls_of(preset: dict) -> Counter[tuple[int, bool]]:
     """How often one image calls the UNet, by batch (2 is guided) and whether the deep half runs."""
     recorder = CallRecorder(preset.get("cache_interval", 1))
     config = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
-    scheduler = build_scheduler(preset["scheduler"], config)
-    pipe = SimpleNamespace(scheduler=scheduler, prepare_extra_step_kwargs=lambda generator, eta: {})
-    names = ("steps", "guidance_scale", "guidance_start", "guidance_stop")
-    options = {name: preset[name] for name in names if name in preset}
-    denoise(pipe, recorder, torch.zeros(1, 4, 64, 64), torch.zeros(1, 77, 768), torch.zeros(1, 77, 768), **options)
+    names = ("guidance_scale", "guidance_start", "guidance_stop")
+    sample_latents(
+        recorder.unet,
+        build_scheduler(preset["scheduler"], config),
+        torch.zeros(1, 4, 64, 64),
+        *(torch.zeros(1, 77, 768), torch.zeros(1, 77, 768)),
+        num_inference_steps=preset["steps"],
+        frozen_unet=recorder,
+        **{name: preset[name] for name in names if name in preset},
+    )
     return recorder.calls
 
 

@@ -31,7 +31,9 @@ try:
     from lbgen_hf.checks import check_finite_weights, check_number
     from lbgen_hf.errors import UserError
     from lbgen_hf.hub import first_line, loading
-except ImportError:  # alone on the Hub: errors are plain, and numbers are checked by diffusers
+    from lbgen_hf.shipped import LBGEN_TINY, resolve
+except ImportError:  # alone on the Hub: errors are plain, numbers are checked by diffusers, and nothing is shipped
+    LBGEN_TINY = "lbgen-tiny"
     UserError, first_line = ValueError, str
 
     def check_number(*_: Any, **__: Any) -> None: ...
@@ -41,10 +43,14 @@ except ImportError:  # alone on the Hub: errors are plain, and numbers are check
     def loading(*_: Any) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
+    def resolve(name: str | Path, _: str) -> str:
+        if str(name) == LBGEN_TINY:
+            raise UserError(f"{LBGEN_TINY} comes with lbgen_hf: pip install lbgen_hf")
+        return str(name)
+
 
 logger = logging.getLogger(__name__)
 
-LBGEN_TINY = "lbgen-tiny"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PIPELINE_FILE = "model_index.json"
 MAX_SIDE = 8192
@@ -157,9 +163,7 @@ class LbGenPipeline(StableDiffusionPipeline):
             UserError: there is no such model, its weights are not finite or not in safetensors, or it is a LoRA that
                 names no base or does not fit it.
         """
-        source = str(pretrained_model_name_or_path)
-        if source == LBGEN_TINY:
-            source = _shipped_pipeline()
+        source = resolve(pretrained_model_name_or_path, "pipeline")
         _require_safetensors(kwargs)
         if "class_labels" in kwargs:
             kwargs.setdefault("class_wnids", None)  # not those of the saved list
@@ -188,14 +192,17 @@ class LbGenPipeline(StableDiffusionPipeline):
         return pipe
 
     def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, **kwargs) -> None:
-        """As in diffusers, from safetensors alone.
+        """As in diffusers, from safetensors alone; "lbgen-tiny" is the LoRA that is shipped for this model.
 
         Raises:
             UserError: the LoRA is missing, was made for another model, has weights that are not finite, or its adapter
                 name is taken.
         """
-        source = pretrained_model_name_or_path_or_dict
-        name = "given" if isinstance(source, dict) else f"{str(source)!r}"
+        source, name = pretrained_model_name_or_path_or_dict, "given"
+        explained = contextlib.nullcontext()
+        if not isinstance(source, dict):
+            source = resolve(source, "lora")
+            name, explained = repr(source), loading(source, "LoRA")
         before = self._adapter_names()
         if adapter_name in before and not kwargs.get("hotswap"):
             raise UserError(
@@ -203,7 +210,6 @@ class LbGenPipeline(StableDiffusionPipeline):
                 f"({adapter_name!r})"
             )
         _require_safetensors(kwargs)
-        explained = contextlib.nullcontext() if isinstance(source, dict) else loading(source, "LoRA")
         with explained, _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_base"):
             try:
                 super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
@@ -568,15 +574,6 @@ def warn_of_same_tokens(tokenizer: CLIPTokenizer | None, class_labels: Sequence[
     for name, ids in zip(class_labels, map(tuple, tokens), strict=True):
         if first.setdefault(ids, name) != name:
             logger.warning("the classes %r and %r are the same %d tokens: change a name", first[ids], name, len(ids))
-
-
-def _shipped_pipeline() -> str:
-    """The folder of lbgen-tiny."""
-    try:
-        from lbgen_hf.biaslab import MODELS
-    except ImportError:
-        raise UserError(f"{LBGEN_TINY} comes with lbgen_hf: pip install lbgen_hf") from None
-    return str(MODELS / "pipeline")
 
 
 def find_file(source: str | Path, filename: str, **hub) -> Path | None:

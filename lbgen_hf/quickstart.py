@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
-from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.judge import Judge
 from lbgen_hf.biaslab.measure import Estimate, compare, judge_images, measure
-from lbgen_hf.pipeline_lbgen import LORA_FILE
+from lbgen_hf.shipped import LBGEN_TINY, companions_of, resolve
 from lbgen_hf.synthesis.folder import DatasetFolder, check_output
 from lbgen_hf.synthesis.generate import Progress, generate, no_progress
 from lbgen_hf.synthesis.sample import Job
@@ -39,14 +38,14 @@ def run_quickstart(out: Path, seed: int = 0, progress: Progress = no_progress) -
     Raises:
         UserError: `out` holds something else, or cannot be written.
     """
-    lora = MODELS / "lora" if (MODELS / "lora" / LORA_FILE).is_file() else None
+    lora = companions_of(LBGEN_TINY).lora
     base = out.with_name(f"{out.name}-base") if lora else None
     folders = {out: lora} if base is None else {out: lora, base: None}
     for folder in folders:
         check_output(folder)
     measured = []
     for place, (folder, adapter) in enumerate(folders.items()):
-        job = Job(lora=adapter and str(adapter), options={"images_per_class": IMAGES_PER_CLASS, "seed": seed})
+        job = Job(lora=adapter, options={"images_per_class": IMAGES_PER_CLASS, "seed": seed})
 
         def report(done: int, total: int, before: int = place) -> None:
             progress(before * total + done, len(folders) * total)
@@ -64,4 +63,5 @@ def _measure(dataset: DatasetFolder) -> dict[str, Estimate]:
     # each class as often as the others: where an image was rejected, its index is left out
     whole = [torch.stack([images[i] for i in ids]) for ids in by_index if all(i in images for i in ids)]
     of_classes = torch.stack(whole, dim=1)
-    return measure(judge_images(of_classes, dataset.class_names, Judge.from_pretrained(MODELS / "judge").eval()))
+    judge = Judge.from_pretrained(resolve(LBGEN_TINY, "judge")).eval()
+    return measure(judge_images(of_classes, dataset.class_names, judge))

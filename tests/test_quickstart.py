@@ -1,4 +1,4 @@
-"""`lbgen quickstart` with the shipped model, a image a class."""
+"""`lbgen quickstart` with the shipped model, an image a class."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from datasets import load_dataset
 from diffusers import UNet2DConditionModel
 from tiny import save_lora
 
-from lbgen_hf import quickstart
+from lbgen_hf import quickstart, shipped
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.cli import main
@@ -30,8 +30,8 @@ def run(out: Path) -> None:
     assert not exit_info.value.code
 
 
-def test_without_a_lora_the_base_model_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(quickstart, "MODELS", models_with(tmp_path, "judge"))
+def test_without_a_lora_the_base_model_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(shipped, "MODELS", models_with(tmp_path, "judge", "pipeline"))
     run(tmp_path / "out")
     dataset = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert dataset["label"][:] == list(range(16))
@@ -40,13 +40,13 @@ def test_without_a_lora_the_base_model_draws(tmp_path: Path, monkeypatch: pytest
     assert "load_dataset" in capsys.readouterr().out
 
 
-def test_with_a_lora_both_draw_from_the_same_noise_and_are_measured(tmp_path: Path, monkeypatch, capsys):
-    models = models_with(tmp_path, "judge")
+def test_with_a_lora_both_generate_from_the_same_noise_and_are_measured(tmp_path: Path, monkeypatch, capsys):
+    models = models_with(tmp_path, "judge", "pipeline")
     (models / "lora").mkdir()
     save_lora(
         models / "lora", UNet2DConditionModel.from_pretrained(MODELS / "pipeline", subfolder="unet"), "lbgen-tiny"
     )
-    monkeypatch.setattr(quickstart, "MODELS", models)
+    monkeypatch.setattr(shipped, "MODELS", models)
     run(tmp_path / "out")
     options = {"split": "train", "cache_dir": str(tmp_path / "cache")}
     tuned, base = (load_dataset(str(tmp_path / name), **options) for name in ("out", "out-base"))

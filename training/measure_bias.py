@@ -17,15 +17,16 @@ from lbgen_hf.biaslab.measure import (
     compare,
     format_comparison,
     judge_images,
-    load_observers,
     measure,
     sample_images,
 )
 from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.evaluation.observers import load_observers
 from lbgen_hf.files import require_writable
-from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE, LbGenPipeline
+from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
+from lbgen_hf.shipped import LBGEN_TINY
 
 RECORDED = ("images_per_class", "num_inference_steps", "guidance_scale", "seed")
 

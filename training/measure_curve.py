@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from lbgen_hf.biaslab.measure import compare, format_comparison, judge_images, load_observers, measure
+from lbgen_hf.biaslab.measure import compare, format_comparison, judge_images, measure
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE
 from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.evaluation.observers import load_observers
 from lbgen_hf.files import require_writable
 
 GRID_PADDING = 2  # torchvision's

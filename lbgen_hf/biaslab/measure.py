@@ -15,12 +15,10 @@ bootstrap over the images of each class.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab import statistics as st
 from lbgen_hf.biaslab.scenes import (
     BACKGROUND_NAMES,
@@ -102,23 +100,6 @@ def sample_images(pipe, class_names: Sequence[str], images_per_class: int, seed:
             for name in class_names
         ]
     )
-
-
-def load_observers(models: Path = MODELS) -> dict[str, Callable]:
-    """What `judge_images` sees with, by its arguments' names: the judge, CLIP and the quality scorer of lbgen-tiny.
-
-    Args:
-        models: the folder of judge/, clip/ and quality/.
-    """
-    from lbgen_hf.biaslab.judge import Judge
-    from lbgen_hf.rewards.clip_features import ClipFeatures
-    from lbgen_hf.rewards.quality.tiny import TinyScorer
-
-    return {
-        "judge": Judge.from_pretrained(models / "judge").eval(),
-        "image_features": ClipFeatures.from_pretrained(models / "clip").image_features,
-        "score": TinyScorer.from_pretrained(models / "quality").freeze(),
-    }
 
 
 @torch.no_grad()

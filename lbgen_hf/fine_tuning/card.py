@@ -12,7 +12,8 @@ from lbgen_hf import pipeline_lbgen
 from lbgen_hf.errors import UserError
 from lbgen_hf.files import write_atomically
 from lbgen_hf.fine_tuning.config import LbGenConfig
-from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE
+from lbgen_hf.pipeline_lbgen import LORA_FILE
+from lbgen_hf.shipped import LBGEN_TINY
 
 CONFIG_FILE = "lbgen_config.yaml"
 _PUBLISHED = [LORA_FILE, CONFIG_FILE, "README.md", "pipeline.py"]

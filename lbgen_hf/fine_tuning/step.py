@@ -10,7 +10,6 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from lbgen_hf.biaslab import MODELS
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError
 from lbgen_hf.fine_tuning.alignment import PaperAlignment, TotalLoss
@@ -19,11 +18,12 @@ from lbgen_hf.fine_tuning.checkpoints import checkpoints, load_optimizer_state, 
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.context_swap import ContextSwapAlignment
 from lbgen_hf.fine_tuning.lora import add_lora
-from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LbGenPipeline
+from lbgen_hf.pipeline_lbgen import LbGenPipeline
 from lbgen_hf.progress import progress
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
 from lbgen_hf.sampling import choose_gradient_steps, decode_latents, sample_latents, training_scheduler
+from lbgen_hf.shipped import companions_of
 
 ALIGNMENTS = {"paper": PaperAlignment, "context_swap": ContextSwapAlignment}
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,7 +43,7 @@ class TrainingStep:
     def __init__(self, config: LbGenConfig, accelerator: Accelerator):
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
         dtype = DTYPES[config.mixed_precision]
-        tiny = config.pretrained_model_name_or_path == LBGEN_TINY
+        companions = companions_of(config.pretrained_model_name_or_path)
         named = load_class_names(config.class_names) if config.class_names else None
 
         pipe = LbGenPipeline.from_pretrained(
@@ -63,14 +63,14 @@ class TrainingStep:
         self._prompt_embeds, self._negative_embeds = self._encode(pipe, self.class_names), self._encode(pipe, [""])
 
         clip = ClipFeatures.from_pretrained(
-            config.clip_model or (MODELS / "clip" if tiny else "ViT-L-14"),
+            config.clip_model or companions.clip_model,
             config.clip_weights,
             device=self.device,
             dtype=dtype,
         )
         scorer = None
         if config.quality_weight:
-            scorer = load_quality_scorer(config.quality_scorer or (LBGEN_TINY if tiny else "qalign"), self.device)
+            scorer = load_quality_scorer(config.quality_scorer or companions.quality_scorer, self.device)
         torch.manual_seed(config.seed)  # the same LoRA and D on every process
         self.parameters = add_lora(self.unet, config.lora_rank, config.lora_alpha)
         self.alignment = ALIGNMENTS[config.alignment](clip, self.class_names, config)

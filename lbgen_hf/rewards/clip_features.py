@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbgen_hf.errors import UserError
+from lbgen_hf.shipped import resolve
 
 
 def preprocess(images: Tensor, config: dict) -> Tensor:
@@ -69,8 +70,8 @@ class ClipFeatures(nn.Module):
         """Load an open_clip model.
 
         Args:
-            model: an open_clip architecture, or `hf-hub:owner/name`, `local-dir:folder`, or a folder: these three hold
-                their own weights.
+            model: an open_clip architecture, or "lbgen-tiny", `hf-hub:owner/name`, `local-dir:folder`, or a folder:
+                these four hold their own weights.
             weights: a pretrained tag of the architecture, or a file.
             device: where to put it.
             dtype: of the weights; resizing runs in the images' own precision.
@@ -78,7 +79,8 @@ class ClipFeatures(nn.Module):
         Raises:
             UserError: unknown model or tag, or weights that cannot be found or fetched.
         """
-        name = f"local-dir:{model}" if Path(model).is_dir() else str(model)
+        model = resolve(model, "clip")
+        name = f"local-dir:{model}" if Path(model).is_dir() else model
         own_weights = name.startswith(("local-dir:", "hf-hub:"))
         if not own_weights and name not in open_clip.list_models():
             near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)

@@ -3,17 +3,14 @@
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import diffusers
 import numpy as np
 import torch
 from torch import Tensor
 
-from lbgen_hf.biaslab import MODELS
 from lbgen_hf.checks import check_finite
 from lbgen_hf.class_names import ClassNames, load_class_names
 from lbgen_hf.devices import DTYPES, pick_device
@@ -21,25 +18,16 @@ from lbgen_hf.errors import UserError
 from lbgen_hf.files import sha256_of
 from lbgen_hf.hub import first_line, loading
 from lbgen_hf.pipeline_lbgen import (
-    LBGEN_TINY,
     LORA_FILE,
-    PIPELINE_FILE,
     LbGenPipeline,
-    _in_order,
-    _shipped_pipeline,
     base_model_of,
     find_file,
+    is_lora,
+    saved_classes,
 )
-from lbgen_hf.synthesis.denoising import CachedUNet, denoise
+from lbgen_hf.sampling import CachedUNet, build_scheduler, sample_latents
+from lbgen_hf.shipped import LBGEN_TINY, companions_of, resolve
 from lbgen_hf.synthesis.plan import Row, Settings
-
-SCHEDULERS = {
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "dpmpp-2m": ("DPMSolverMultistepScheduler", {}),
-    "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-}
 
 # Classes encoded together: always the same ones, so that a prompt's embedding never depends on who asks first.
 _ENCODED_TOGETHER = 32
@@ -82,19 +70,24 @@ class PipelineSampler:
         pipe: loaded, on its device, its adapter fused.
         settings: scheduler, steps, guidance and thresholds are read from here.
         scorers: per column its scorer, and the least score that is accepted.
+        compile_unet: with `torch.compile`.
 
     Raises:
         UserError: the scheduler is unknown, or does not have so many steps.
     """
 
     def __init__(
-        self, pipe: LbGenPipeline, settings: Settings, scorers: dict[str, tuple[Scorer, float]] | None = None
+        self,
+        pipe: LbGenPipeline,
+        settings: Settings,
+        scorers: dict[str, tuple[Scorer, float]] | None = None,
+        compile_unet: bool = False,
     ) -> None:
         self.pipe = pipe
         self.settings = settings
         self.scorers = scorers or {}
         self.pipe.scheduler = build_scheduler(settings.scheduler, pipe.scheduler.config)
-        self.unet = CachedUNet(pipe.unet, settings.cache_interval)
+        self.unet = CachedUNet(pipe.unet, settings.cache_interval, compile_unet)
         self._embeddings: dict[int, Tensor] = {}
         self._empty = self._encode([""])
 
@@ -108,17 +101,18 @@ class PipelineSampler:
         generators = [torch.Generator().manual_seed(row.seed) for row in rows]
         shape = (1, self.pipe.unet.config.in_channels, *self._latent_size())
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        latents = denoise(
-            self.pipe,
-            self.unet,
+        latents = sample_latents(
+            self.pipe.unet,
+            self.pipe.scheduler,
             noise.to(self.pipe.device, self.pipe.unet.dtype),
             self._prompt_embeddings([row.class_id for row in rows]),
             self._empty,
-            steps=self.settings.steps,
+            num_inference_steps=self.settings.steps,
             guidance_scale=self.settings.guidance_scale,
             guidance_start=self.settings.guidance_start,
             guidance_stop=self.settings.guidance_stop,
-            generators=generators,
+            frozen_unet=self.unet,
+            generator=generators,
         )
         images = self._decode(latents)
         check_finite(f"the images that {self.settings.model} samples in {self.settings.dtype}", images)
@@ -157,21 +151,6 @@ class PipelineSampler:
         slices = (latents / vae.config.scaling_factor).split(max(1, _DECODED_PIXELS // pixels))
         decoded = torch.cat([vae.decode(piece, return_dict=False)[0] for piece in slices])
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
-
-
-def build_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
-    """A scheduler by its short name or its diffusers class name, with the betas of the pipeline's own.
-
-    Raises:
-        UserError: there is no such scheduler.
-    """
-    class_name, options = SCHEDULERS.get(name, (name, {}))
-    scheduler_class = getattr(diffusers, class_name, None)
-    if not hasattr(scheduler_class, "set_timesteps"):
-        raise UserError(
-            f"unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)} or a diffusers scheduler class"
-        )
-    return scheduler_class.from_config(config, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,16 +194,13 @@ class Job:
             raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
         if dtype == "float16" and device.type == "cpu":
             raise UserError("float16 is too slow and imprecise on a CPU; give --dtype float32 or bfloat16")
-        if self.compile_unet and self.options.get("cache_interval", 1) > 1:
-            raise UserError("--compile compiles whole calls of the UNet, --cache-interval makes partial ones; give one")
         weights, model_names = inspect_model(self.model, self.lora, self.revision, self.variant)
         names = names or model_names
-        shipped = self.model == LBGEN_TINY
-        thresholds = {}
+        companions, thresholds = companions_of(self.model), {}
         if self.options.get("min_clip_score") is not None:
-            thresholds["clip_model"] = LBGEN_TINY if shipped else "openai/ViT-L-14"
+            thresholds["clip_model"] = companions.clip_model
         if self.options.get("min_quality") is not None:
-            thresholds["quality_scorer"] = self.scorer or (LBGEN_TINY if shipped else "qalign")
+            thresholds["quality_scorer"] = self.scorer or companions.quality_scorer
         elif self.scorer:
             raise UserError("--scorer is for the threshold --min-quality; give both")
         return Settings(
@@ -274,9 +250,7 @@ def load_sampler(
         raise UserError(f"the weights are not those of the plan: {'; '.join(differences)}")
     place = pick_device(device)
     pipe = _load_pipeline(settings, place)
-    if compile_unet:
-        pipe.unet.compile()
-    return PipelineSampler(pipe, settings, _load_scorers(settings, place) if thresholds else None)
+    return PipelineSampler(pipe, settings, _load_scorers(settings, place) if thresholds else None, compile_unet)
 
 
 def _load_pipeline(settings: Settings, device: torch.device) -> LbGenPipeline:
@@ -313,8 +287,7 @@ def _clip_scorer(settings: Settings, device: torch.device) -> Scorer:
     """cos(image, "photo of c"), 1 - L_in of the paper's eq. 6."""
     from lbgen_hf.rewards.clip_features import ClipFeatures
 
-    model = (str(MODELS / "clip"), None) if settings.clip_model == LBGEN_TINY else ("ViT-L-14", "openai")
-    clip = ClipFeatures.from_pretrained(*model, device=device)
+    clip = ClipFeatures.from_pretrained(settings.clip_model, device=device)
 
     def score(images: Tensor, rows: list[Row]) -> Tensor:
         texts = clip.text_features([f"photo of {settings.classes[row.class_id]}" for row in rows])
@@ -344,16 +317,13 @@ def inspect_model(
 
 def _locate(model: str, revision: str | None, variant: str | None) -> tuple[Path, list[Path]]:
     """The folder of a pipeline, and the adapters that come with it: those of a LoRA repo, given as a model."""
-    source = _shipped_pipeline() if model == LBGEN_TINY else model
+    source = resolve(model, "pipeline")
     with loading(source, "model", [LBGEN_TINY]):
-        if find_file(source, PIPELINE_FILE, revision=revision):
+        if not is_lora(source, revision=revision):
             if Path(source).is_dir():
                 return Path(source), []
             return Path(LbGenPipeline.download(source, revision=revision, variant=variant, use_safetensors=True)), []
-        adapter = find_file(source, LORA_FILE, revision=revision)
-        if adapter is None:
-            raise FileNotFoundError(f"there is neither {PIPELINE_FILE} nor {LORA_FILE}")
-        base = base_model_of(source, revision=revision)
+        base, adapter = base_model_of(source, revision=revision), find_file(source, LORA_FILE, revision=revision)
     folder, adapters = _locate(base, None, variant)
     return folder, [*adapters, adapter]
 
@@ -370,6 +340,7 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
 
 def _lora_file(lora: str) -> Path:
     """The weights of an adapter: a file, or that of a folder or a Hub repo."""
+    lora = resolve(lora, "lora")
     with loading(lora, "LoRA"):
         file = Path(lora) if Path(lora).is_file() else find_file(lora, LORA_FILE)
         if file is None:
@@ -380,12 +351,9 @@ def _lora_file(lora: str) -> Path:
 def _own_classes(folder: Path) -> ClassNames:
     """The class list in a pipeline's config; imagenet-1k where it has none."""
     try:
-        config = json.loads((folder / PIPELINE_FILE).read_text(encoding="utf-8"))
-        labels, wnids = (_in_order(config.get(name)) for name in ("_class_labels", "_class_wnids"))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / PIPELINE_FILE} is damaged: {first_line(error)}") from error
-    if labels is None:
-        return load_class_names("imagenet-1k")
+        labels, wnids = saved_classes(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"the model_index.json of {folder} is damaged: {first_line(error)}") from error
     return ClassNames(tuple(labels), tuple(wnids or [None] * len(labels)))
 
 

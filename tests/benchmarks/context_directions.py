@@ -16,9 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from timing import write_results
 
 from lbgen_hf import LbGenPipeline
-from lbgen_hf.biaslab import MODELS
-from lbgen_hf.biaslab.measure import judge_images, load_observers, sample_images
+from lbgen_hf.biaslab.measure import judge_images, sample_images
 from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.evaluation.observers import load_observers
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.context_swap import image_directions, swap_class
 
@@ -43,7 +43,7 @@ def main() -> None:
     half = args.images_per_class // 2
     own = torch.arange(len(CLASSES))[:, None].expand(-1, half).flatten()
     bank, other = (part.flatten(0, 1) for part in (seen.features[:, :half], seen.features[:, half : 2 * half]))
-    texts = ClipFeatures.from_pretrained(MODELS / "clip").text_features([f"photo of {name}" for name in CLASSES])
+    texts = ClipFeatures.from_pretrained("lbgen-tiny").text_features([f"photo of {name}" for name in CLASSES])
 
     labels = {"class": (own, own)}  # name to those of the bank, and of the other half
     for name, values in seen.attributes.items():

@@ -20,9 +20,9 @@ from peft import LoraConfig
 from timing import compare, write_results
 from torch.utils.flop_counter import FlopCounterMode
 
-from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.scenes import CLASSES
-from lbgen_hf.synthesis.denoising import CachedUNet
+from lbgen_hf.sampling import CachedUNet
+from lbgen_hf.shipped import LBGEN_TINY, resolve
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.plan import PRESETS
 from lbgen_hf.synthesis.sample import Job
@@ -43,8 +43,8 @@ JUDGED = tuple(name for name in VARIANTS if not name.startswith("paper,"))
 
 def authors_way(images_per_class: int) -> Callable[[], None]:
     """Draws into a folder of PNGs."""
-    pipe = StableDiffusionPipeline.from_pretrained(MODELS / "pipeline", safety_checker=None)
-    pipe.load_lora_weights(MODELS / "lora")
+    pipe = StableDiffusionPipeline.from_pretrained(resolve(LBGEN_TINY, "pipeline"), safety_checker=None)
+    pipe.load_lora_weights(resolve(LBGEN_TINY, "lora"))
     pipe.set_progress_bar_config(disable=True)
 
     def draw() -> None:
@@ -59,7 +59,7 @@ def authors_way(images_per_class: int) -> Callable[[], None]:
 
 def our_way(images_per_class: int, options: dict) -> Callable[[], None]:
     """Draws a dataset folder."""
-    job = Job(lora=str(MODELS / "lora"), options={"images_per_class": images_per_class, **options})
+    job = Job(lora=LBGEN_TINY, options={"images_per_class": images_per_class, **options})
     settings, sampler = job.prepare()
 
     def draw() -> None:
@@ -139,7 +139,8 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
     noise in CLIP's space.
     """
     from lbgen_hf.biaslab.measure import compare as compare_measured
-    from lbgen_hf.biaslab.measure import judge_images, load_observers, measure
+    from lbgen_hf.biaslab.measure import judge_images, measure
+    from lbgen_hf.evaluation.observers import load_observers
 
     observers = load_observers()
     sights = {}

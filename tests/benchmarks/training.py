@@ -110,12 +110,11 @@ class Stack:
 
 def tiny_stack() -> Stack:
     """lbgen-tiny as shipped; 5 steps of 20 are trained, with guidance, as the paper has 5 of 50."""
-    from lbgen_hf.biaslab import MODELS
     from lbgen_hf.pipeline_lbgen import LbGenPipeline
     from lbgen_hf.rewards.quality import load_quality_scorer
 
     pipe = LbGenPipeline.from_pretrained("lbgen-tiny")
-    clip = ClipFeatures.from_pretrained(MODELS / "clip")
+    clip = ClipFeatures.from_pretrained("lbgen-tiny")
     return Stack(pipe, clip, load_quality_scorer("lbgen-tiny"), pipe.class_labels, rank=16, steps=20, batch_size=24)
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from lbgen_hf.biaslab import MODELS
 from lbgen_hf.errors import UserError
 from lbgen_hf.rewards.quality.scorer import QualityScorer
+from lbgen_hf.shipped import LBGEN_TINY, resolve
 
 NAMES = {
-    "lbgen-tiny": "shipped, for 64x64 biaslab pictures",
+    LBGEN_TINY: "shipped, for 64x64 biaslab pictures",
     "qalign": "the paper's: Q-ALIGN, 8 billion weights; needs pyiqa, whose licence is non-commercial",
     "vlm:<repo>": "any image-text-to-text model of the Hub, asked as Q-ALIGN is",
     "pyiqa:<metric>": "a differentiable metric of pyiqa without reference: clipiqa, musiq, topiq_nr, ...",
@@ -38,7 +38,7 @@ def load_quality_scorer(
         UserError: unknown name, missing extra, weights that cannot be loaded, options that the scorer does not have.
     """
     family, _, rest = name.partition(":")
-    if name not in ("lbgen-tiny", "qalign") and not (family in ("vlm", "pyiqa") and rest):
+    if name not in (LBGEN_TINY, "qalign") and not (family in ("vlm", "pyiqa") and rest):
         raise UserError(f"unknown quality scorer {name!r}; choose from {', '.join(NAMES)}")
     device = torch.device(device or "cpu")
     large = family in ("qalign", "vlm")
@@ -74,7 +74,7 @@ def _load_network(family: str, metric: str) -> QualityScorer:
         return PyiqaScorer.from_name(metric)
     from lbgen_hf.rewards.quality.tiny import TinyScorer
 
-    return TinyScorer.from_pretrained(MODELS / "quality")
+    return TinyScorer.from_pretrained(resolve(LBGEN_TINY, "quality"))
 
 
 def _quantisation(bits: int | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
