@@ -53,5 +53,5 @@ def test_with_a_lora_both_generate_from_the_same_noise_and_are_measured(tmp_path
     assert tuned["seed"][:] == base["seed"][:]
     assert tuned[0]["image"].tobytes() != base[0]["image"].tobytes()
     printed = capsys.readouterr().out
-    assert "| figure | base | lbGen | change |" in printed
+    assert "| metric | base | lbGen | change |" in printed
     assert "| mi background |" in printed

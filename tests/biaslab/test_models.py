@@ -39,7 +39,7 @@ def judge():
 def test_models_are_small_and_safe():
     files = [path for path in MODELS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".txt"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".txt", ".yaml"}
 
 
 def test_judge_is_right_on_unseen_scenes_of_all_shapes(judge):
