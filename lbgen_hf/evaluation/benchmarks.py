@@ -4,8 +4,8 @@ A cell holds raw outcomes, one an image, and no scores: `scores.py` computes the
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,11 +261,12 @@ def _cells(**columns) -> dict:
 # --- the names
 
 
-def _of_dataset(load: Callable[[], TransferDataset], name: str, few_shot: bool, world: dict | None = None) -> list:
+def _of_dataset(load: Callable[[], TransferDataset], name: str, few_shot: bool) -> list[Benchmark]:
+    load = functools.cache(load)  # the fractions share their images
     if not few_shot:
-        return [Benchmark(name, "transfer", load, _transfer, world)]
+        return [Benchmark(name, "transfer", load, _transfer)]
     return [
-        Benchmark(f"{name}-few-shot-{fraction:g}", "few_shot", load, partial(_few_shot, fraction=fraction), world)
+        Benchmark(f"{name}-few-shot-{fraction:g}", "few_shot", load, functools.partial(_few_shot, fraction=fraction))
         for fraction in FEW_SHOT_FRACTIONS
     ]
 
@@ -274,30 +275,32 @@ def _paper_datasets(source: str, few_shot: bool) -> list[Benchmark]:
     return [
         benchmark
         for name in TABLE_6
-        for benchmark in _of_dataset(partial(load_transfer_dataset, name, Path(source)), name, few_shot)
+        for benchmark in _of_dataset(functools.partial(load_transfer_dataset, name, Path(source)), name, few_shot)
     ]
 
 
 def _any(source: str, few_shot: bool) -> list[Benchmark]:
-    return _of_dataset(partial(load_any_dataset, source), Path(source).name, few_shot)
+    return _of_dataset(functools.partial(load_any_dataset, source), Path(source).name, few_shot)
 
 
 def _public(name: str, kind: str, load: Callable, measure: Callable) -> Callable[[str], list[Benchmark]]:
-    return lambda source: [Benchmark(name, kind, partial(load, Path(source)), measure)]
+    return lambda source: [Benchmark(name, kind, functools.partial(load, Path(source)), measure)]
 
 
 _WITH_SOURCE: dict[str, Callable[[str], list[Benchmark]]] = {
     "validation": lambda source: [
-        Benchmark("validation", "accuracy", partial(_named_validation, source), class_accuracy),
+        Benchmark("validation", "accuracy", functools.partial(_named_validation, source), class_accuracy),
     ],
-    "transfer": partial(_paper_datasets, few_shot=False),
-    "few-shot": partial(_paper_datasets, few_shot=True),
+    "transfer": functools.partial(_paper_datasets, few_shot=False),
+    "few-shot": functools.partial(_paper_datasets, few_shot=True),
     **{
-        name: lambda source, name=name: _of_dataset(partial(load_transfer_dataset, name, Path(source)), name, False)
+        name: lambda source, name=name: _of_dataset(
+            functools.partial(load_transfer_dataset, name, Path(source)), name, False
+        )
         for name in TABLE_6
     },
-    "dataset": partial(_any, few_shot=False),
-    "dataset-few-shot": partial(_any, few_shot=True),
+    "dataset": functools.partial(_any, few_shot=False),
+    "dataset-few-shot": functools.partial(_any, few_shot=True),
     "cue-conflict": _public("cue-conflict", "texture_inclination", public.cue_conflict, _public_cue_conflict),
     "focus": _public("focus", "context_bias", public.focus, _public_focus),
     "imagenet-9": _public("imagenet-9", "background_gap", public.imagenet_9, _public_imagenet_9),
@@ -308,6 +311,8 @@ def _twin(name: str, kind: str, load: Callable, measure: Callable) -> Callable[[
     return lambda: Benchmark(name, kind, load, measure, biaslab.world())
 
 
+_novel_classes = functools.cache(biaslab.novel_classes)
+
 _BIASLAB: dict[str, Callable[[], Any]] = {
     "biaslab-validation": _twin("biaslab-validation", "accuracy", biaslab.validation, class_accuracy),
     "biaslab-cue-conflict": _twin(
@@ -315,13 +320,13 @@ _BIASLAB: dict[str, Callable[[], Any]] = {
     ),
     "biaslab-contexts": _twin("biaslab-contexts", "context_bias", biaslab.contexts, _twin_contexts),
     "biaslab-backgrounds": _twin("biaslab-backgrounds", "background_gap", biaslab.backgrounds, _twin_backgrounds),
-    "biaslab-novel": _twin("biaslab-novel", "transfer", biaslab.novel_classes, _transfer),
+    "biaslab-novel": _twin("biaslab-novel", "transfer", _novel_classes, _transfer),
     **{
         f"biaslab-novel-few-shot-{fraction:g}": _twin(
             f"biaslab-novel-few-shot-{fraction:g}",
             "few_shot",
-            biaslab.novel_classes,
-            partial(_few_shot, fraction=fraction),
+            _novel_classes,
+            functools.partial(_few_shot, fraction=fraction),
         )
         for fraction in FEW_SHOT_FRACTIONS
     },

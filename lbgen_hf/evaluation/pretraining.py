@@ -135,7 +135,7 @@ class Pretraining:
         )
         if self.config.report_to:
             self.accelerator.init_trackers("train_backbone", config=self.config.fixed_settings())
-        batches = iter(loader)
+        batches, loss = iter(loader), None
         said = started = time.monotonic()
         for step in range(first_step, self.num_steps):
             loss = self._step(step, batches)
@@ -145,9 +145,9 @@ class Pretraining:
                 self._say(done, loss, (done - first_step) * self.batches.images_per_step / (said - started))
             if done % self.config.checkpointing_steps == 0 or done == self.num_steps:
                 self._save_checkpoint(done)
-            at_epoch = done % (self.batches.steps_per_epoch * self.config.validation_epochs) == 0
-            if at_epoch or done == self.num_steps:
+            if done < self.num_steps and done % (self.batches.steps_per_epoch * self.config.validation_epochs) == 0:
                 self._validate(done, loss, journal)
+        self._validate(self.num_steps, loss, journal)
         self.accelerator.end_training()
         return self._finish(journal)
 
@@ -251,10 +251,12 @@ class Pretraining:
             "images": content,
         }
 
-    def _validate(self, step: int, loss: float, journal: Journal | None) -> None:
+    def _validate(self, step: int, loss: float | None, journal: Journal | None) -> None:
         """Accuracy on held-out generated images and on real ones, of the kept weights; by the main process."""
-        if journal is not None:
-            row: dict[str, Any] = {"epoch": step / self.batches.steps_per_epoch, "loss": loss}
+        if journal is not None and all(row["step"] != step for row in journal.rows):
+            row: dict[str, Any] = {"epoch": step / self.batches.steps_per_epoch}
+            if loss is not None:
+                row["loss"] = loss
             sets = {"held_out": self.data.held_out, "real": self.validation}
             backbone = from_timm(copy.deepcopy(self.kept_model), self.config.model, self.accelerator.device)
             for name, images in sets.items():

@@ -77,7 +77,7 @@ def write_report(
     results = _collect(cells, scored, confidence_level)
     plots = out / "plots"
     plots.mkdir(exist_ok=True)
-    drawn = [
+    saved = [
         save_bars(results, ("accuracy", "transfer"), ("accuracy",), plots / "accuracy.png"),
         save_bars(results, _BIAS_KINDS, _BIAS_SCORES, plots / "bias.png"),
         save_few_shot_curves(results, cells, plots / "few_shot.png"),
@@ -85,7 +85,7 @@ def write_report(
     ]
     write_atomically(out / "report.json", json.dumps(_as_json(results, cells, scored), indent=1) + "\n")
     path = out / "report.md"
-    write_atomically(path, _as_markdown(results, cells, scored, [plot for plot in drawn if plot], out))
+    write_atomically(path, _as_markdown(results, cells, scored, [plot for plot in saved if plot], out))
     return path
 
 

@@ -1,5 +1,6 @@
 """Pre-training a backbone: exact resume after SIGKILL, batches that depend on seed and step alone, the schedule."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import load_backbone
@@ -61,9 +63,14 @@ def flags(options: dict) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items() if value is not None]
 
 
-def state_hashes(out: Path, step: int) -> list[str]:
+def state_hashes(out: Path, step: int) -> dict[str, str]:
+    """SHA-256 of each tensor and entry of the state, whose order in the file is not fixed, and of the backbone."""
     checkpoint = out / f"checkpoint-{step}"
-    return [sha256_of(checkpoint / name) for name in ("training_state.safetensors", "model.safetensors")]
+    with safe_open(checkpoint / "training_state.safetensors", "np") as file:
+        contents = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118  no mapping
+        contents |= {f"metadata.{name}": value.encode() for name, value in file.metadata().items()}
+    contents["backbone"] = (checkpoint / "model.safetensors").read_bytes()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def test_a_run_killed_by_sigkill_ends_with_the_bytes_of_an_uninterrupted_one(image_data: Path, tmp_path: Path) -> None:
@@ -95,12 +102,9 @@ def test_a_run_killed_by_sigkill_ends_with_the_bytes_of_an_uninterrupted_one(ima
         **FAST_5,
     )
     Pretraining(resumed).train()
-    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "model.safetensors"
-    ).read_bytes()
-    assert sha256_of(tmp_path / "killed" / f"checkpoint-{steps}" / "model.safetensors") == sha256_of(
-        tmp_path / "whole" / f"checkpoint-{steps}" / "model.safetensors"
-    )
+    assert state_hashes(tmp_path / "killed", steps) == state_hashes(tmp_path / "whole", steps)
+    final, whole = (sha256_of(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    assert final == whole
 
 
 @pytest.mark.parametrize("stop", [3, 7])  # within the first epoch, and in the second
@@ -137,6 +141,18 @@ def test_it_learns_and_its_result_is_a_timm_model(image_data: Path, tmp_path: Pa
     assert "real images of the training classes: top-1" in card
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 72
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_finished(image_data: Path, tmp_path: Path) -> None:
+    options = {**FAST, "data": str(image_data), "output_dir": tmp_path, "max_train_steps": 1}
+    Pretraining(PretrainingConfig(**options)).train()
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "config.json", "README.md", "metrics.jsonl"):
+        (tmp_path / name).unlink()
+    row = Pretraining(PretrainingConfig(**options, resume_from_checkpoint="latest")).train()
+    assert row["step"] == 1
+    assert (tmp_path / "model.safetensors").read_bytes() == whole
+    assert (tmp_path / "README.md").is_file()
 
 
 def test_another_run_cannot_be_resumed(image_data: Path, tmp_path: Path) -> None:
