@@ -19,16 +19,38 @@ def code_blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["lbgen-sd15-lora", "lbgen-tiny", "lbgen-imagenet"])
+@pytest.mark.parametrize("name", ["lbgen-tiny", "lbgen-imagenet"])
 def test_front_matter_is_whole(name: str) -> None:
     kind = DatasetCard if name == "lbgen-imagenet" else ModelCard
     card = kind.load(CARDS / f"{name}.md", ignore_metadata_errors=False)
-    assert card.data.license in ("apache-2.0", "creativeml-openrail-m")
+    check_whole(card, "apache-2.0" if name == "lbgen-tiny" else "creativeml-openrail-m")
+
+
+def check_whole(card: ModelCard | DatasetCard, licence: str) -> None:
+    assert card.data.license == licence
     assert "lbgen" in card.data.tags
     for heading in ("## Use", "## Bias", "## Limits", "## Licen"):
         assert heading in card.text
     assert "mean two things" in card.text
     assert "ine-grained classes" in card.text
+
+
+def sd15_lora_card(folder: Path) -> Path:
+    """The card that training writes for Stable Diffusion 1.5, with the paper's settings."""
+    from lbgen_hf import load_class_names
+    from lbgen_hf.fine_tuning.card import write_card
+    from lbgen_hf.fine_tuning.config import LbGenConfig
+
+    config = LbGenConfig.from_yaml(ROOT / "training" / "configs" / "paper.yaml")
+    names = load_class_names("imagenet-1k").names
+    write_card(folder, config, names, rows=[], step=94, num_processes=8, repo_id="user/lbgen-sd15-lora")
+    return folder / "README.md"
+
+
+@pytest.mark.parametrize("licence", ["creativeml-openrail-m", None])
+def test_the_lora_card_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, licence: str | None) -> None:
+    monkeypatch.setattr("lbgen_hf.fine_tuning.card.license_of", lambda *_: licence)
+    check_whole(ModelCard.load(sd15_lora_card(tmp_path), ignore_metadata_errors=False), licence or "other")
 
 
 @pytest.fixture
@@ -58,7 +80,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd_folder: Path, lora_f
         hub.repos["models", "stable-diffusion-v1-5/stable-diffusion-v1-5"] = Repo(False, base)
         lora = {
             **files_of(lora_folder),
-            "README.md": (CARDS / "lbgen-sd15-lora.md").read_bytes(),
+            "README.md": sd15_lora_card(tmp_path).read_bytes(),
             "pipeline.py": Path(pipeline_lbgen.__file__).read_bytes(),
         }
         hub.repos["models", "user/lbgen-sd15-lora"] = Repo(False, lora)
@@ -67,9 +89,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd_folder: Path, lora_f
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_usage_of_the_lora_runs(hub, number: int) -> None:
+def test_usage_of_the_lora_runs(hub, tmp_path: Path, number: int) -> None:
     names: dict = {}
-    exec(code_blocks(CARDS / "lbgen-sd15-lora.md", "python")[number], names)
+    exec(code_blocks(tmp_path / "README.md", "python")[number], names)
     assert names["pipe"].get_active_adapters()
 
 

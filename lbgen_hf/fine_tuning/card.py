@@ -19,46 +19,7 @@ CONFIG_FILE = "lbgen_config.yaml"
 _PUBLISHED = [LORA_FILE, CONFIG_FILE, "README.md", "pipeline.py"]
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError, ValueError)
 
-_TEXT = """
-# {name}
-
-A LoRA for {base}:
-with it the model generates less biased images of a class from its bare name. It was trained on {num_classes} class
-names and no images, with the method of
-[Low-Biased General Annotated Dataset Generation](https://arxiv.org/abs/2412.10831) (CVPR 2025).
-
-## Use
-
-```python
-from lbgen_hf import LbGenPipeline
-
-pipe = LbGenPipeline.from_pretrained("{name}")  # with its base model
-image = pipe("{class_name}", seed=0).images[0]
-```
-
-In plain diffusers `pipe.load_lora_weights("{name}")` loads it on the base model.
-The prompt is the bare class name, the guidance scale 2.
-{metrics}
-## Training
-
-The LoRA of step {step}. This command, in a checkout of lbgen_hf, trains it again from `{config_file}` beside this card:
-
-```bash
-accelerate launch --num_processes {num_processes} training/train_lbgen.py --config {config_file} --output_dir lbgen-lora
-```
-
-What differs from the paper's settings:
-
-{settings}
-"""
-
-_METRICS = """
-## Validation metrics
-
-{table}
-
-Means over images of noise that the training never saw; `class_accuracy` is zero-shot, under {judge}.
-"""
+_TEMPLATE = Path(__file__).with_name("lora_card.md")
 
 
 def write_card(
@@ -86,7 +47,6 @@ def write_card(
     write_atomically(folder / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
     name, base = repo_id or str(folder), config.pretrained_model_name_or_path
     kept = [row for row in rows if row["step"] in (0, step)]
-    judge = config.eval_clip_model or "the reward's own CLIP"
     license = license_of(base, config.revision)
     data = ModelCardData(
         base_model=base,
@@ -98,18 +58,24 @@ def write_card(
         model_name=name if kept else None,
         eval_results=_eval_results(kept[-1], config, len(class_names)) if kept else None,
     )
-    text = _TEXT.format(
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
         name=name,
-        base=f"`{base}`, the small model shipped inside lbgen_hf" if base == LBGEN_TINY else f"`{base}`",
-        num_classes=len(class_names),
-        class_name=class_names[0],
-        metrics=_METRICS.format(table=_table(kept), judge=judge) if kept else "",
+        base=base,
+        is_shipped_base=base == LBGEN_TINY,
+        alignment=config.alignment,
+        rank=config.lora_rank,
+        class_names=class_names,
         step=step,
         config_file=CONFIG_FILE,
         num_processes=num_processes,
-        settings="\n".join(f"- `{key}`: {value}" for key, value in config.differences().items()) or "Nothing.",
+        differences=config.differences(),
+        rows=kept,
+        judge=config.eval_clip_model or "the reward's own CLIP",
+        license=license,
     )
-    write_atomically(folder / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")))
+    write_atomically(folder / "README.md", f"{card}\n")
 
 
 def license_of(base_model: str, revision: str | None = None) -> str | None:
@@ -134,12 +100,6 @@ def _eval_results(row: dict, config: LbGenConfig, num_classes: int) -> list[Eval
         for metric, value in row.items()
         if metric != "step"
     ]
-
-
-def _table(rows: list[dict]) -> str:
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([f"{row[name]:.4g}" for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def create_repo(config: LbGenConfig) -> str:

@@ -45,11 +45,13 @@ def test_metadata(card):
 def test_text(card):
     text = card().text
     assert 'LbGenPipeline.from_pretrained("ada/lora")' in text
-    assert "shipped inside lbgen_hf" in text  # its base is no repo of the Hub
+    assert "comes inside lbgen_hf and is on no Hub" in text
     assert "| 10 | 0.25 | 0.75 |" in text
     assert "| 20 |" not in text
     assert "--num_processes 2 " in text
-    assert "Validation metrics" not in card(rows=[]).text
+    assert "class_accuracy" not in card(rows=[]).text
+    assert "context-swap" not in text
+    assert "context-swap" in card(alignment="context_swap").text
 
 
 def test_a_base_model_of_a_hostile_name_stays_a_string(card, tmp_path):
