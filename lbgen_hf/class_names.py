@@ -125,13 +125,14 @@ def _imagenet_name(wnid: str, source: str | Path) -> str:
 def _dataset_labels(folder: Path) -> list[str]:
     """The names of a dataset's `ClassLabel` column, read without loading its rows."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             dataset = datasets.load_from_disk(str(folder))
         else:
             dataset = datasets.load_dataset(str(folder), streaming=True)
-    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (FileNotFoundError, ValueError, DatasetsError) as error:
         raise UserError(f"{folder} is not a folder that `datasets` opens: {str(error).splitlines()[0]}") from None
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))

@@ -22,7 +22,7 @@ TEMPLATES = ["{}", "photo of {}", "a photo of a {}", "a picture of a {}"]
 
 def describe(shape: str, texture: str | None = None, background: str | None = None, place: str | None = None) -> str:
     """A scene in words, e.g. "striped star on a meadow on the left". None is not named."""
-    words = [texture, shape, BACKGROUND_PHRASES.get(background), f"on the {place}" if place else None]
+    words = [texture, shape, background and BACKGROUND_PHRASES.get(background), f"on the {place}" if place else None]
     return " ".join(word for word in words if word)
 
 

@@ -7,17 +7,19 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
-from transformers.hf_argparser import HfArg
+from transformers import HfArgumentParser, hf_argparser
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError
 from lbgen_hf.sampling import training_scheduler
+
+# Typed as the value of its field, not as a `dataclasses.Field`.
+HfArg: Callable[..., Any] = hf_argparser.HfArg
 
 # Numbers whose annotation carries the check of their range.
 _integer = functools.partial(check_number, integer=True)

@@ -308,7 +308,7 @@ class DatasetFolder:
             UserError: as `row`.
         """
         row = self.row(image_id, ["image", "label", "index"])
-        return row and row["image"]
+        return row["image"] if row else None
 
     def images_of_class(self, class_id: int, start: int = 0, count: int = 4) -> list[ShownImage]:
         """Images of a class, fewer where the class ends or some were rejected.

@@ -232,7 +232,9 @@ class Settings:
         Raises:
             UserError: a field is missing, unknown, or not what it should be.
         """
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(fields).items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in dict(fields).items()
+        }
         try:
             return cls(**values)
         except TypeError as error:
