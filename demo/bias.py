@@ -1,84 +1,156 @@
-"""The bias that was measured, base model against lbGen, as a page."""
+"""The third tab: the bias that was measured, base model against its LoRAs, as a table with a chart."""
 
 import html
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
-# What `lbgen_hf.biaslab.measure.measure` returns, in words, and whether less (-1) or more (1) of it is wanted.
-FIGURES = {
-    "mi_background": ("Background tells the class", "mutual information, nats", -1),
-    "mi_texture": ("Texture tells the class", "mutual information, nats", -1),
-    "mi_place": ("Place tells the class", "mutual information, nats", -1),
-    "own_background": ("On the background of the biased world", "share of pictures", -1),
-    "own_texture": ("With the texture of the biased world", "share of pictures", -1),
-    "own_place": ("At the place of the biased world", "share of pictures", -1),
-    "class_accuracy": ("The judge sees the class", "share of pictures", 1),
+_ATTRIBUTES = ("background", "texture", "place")
+# What `lbgen_hf.biaslab.measure.measure` returns, in words, and whether less (-1) or more (1) of it is wanted. A model
+# whose images turn plain has less bias by the first of these: the entropies and the shares of plain images show it.
+METRICS = {
+    **{f"mi_{x}": (f"{x.capitalize()} tells the class", "mutual information, nats", -1) for x in _ATTRIBUTES},
+    **{f"mi_marked_{x}": (f"… among images that are not plain: {x}", "the same, nats", -1) for x in _ATTRIBUTES},
+    **{f"own_{x}": (f"Own {x} of the biased world", "share of images", -1) for x in _ATTRIBUTES},
+    **{f"plain_{x}": (f"Plain {x}", "share of images", -1) for x in _ATTRIBUTES},
+    **{f"entropy_{x}": (f"Diversity of {x}", "entropy, nats", 1) for x in _ATTRIBUTES},
+    "commonest_background": ("Commonest background", "its share of all images", -1),
+    "class_accuracy": ("Judge sees the class", "share of images", 1),
     "quality": ("Quality", "1 to 5", 1),
-    "distance_within_class": ("Pictures of a class differ", "1 - cosine of CLIP features", 1),
-    "commonest_background": ("The commonest background", "its share of all pictures", 0),
-    "colour_spread": ("Spread of the mean colour", "standard deviation", 0),
+    "distance_within_class": ("Distance within a class", "1 − cosine of CLIP features", 1),
+    "hue_spread": ("Spread of the hue", "0 to 1", 1),
+    "colour_spread": ("Spread of the mean colour", "standard deviation", 1),
 }
-_SPAN = 1.0  # the chart reaches from -100 % to +100 %
+_WANTED = {-1: "less is better", 1: "more is better"}
+_Triple = tuple[float, float, float]  # value, low, high
 
 
-def bias_page(path: Path | None) -> str:
+def bias_page(paths: Mapping[str, Path]) -> str:
     """The table as HTML.
 
     Args:
-        path: what `training/measure_bias.py --lora ... --output PATH` wrote; None: nothing was measured.
+        paths: by the name of a LoRA, what `training/measure_bias.py --lora ... --output PATH` wrote; none: nothing was
+            measured.
     """
-    if path is None:
+    if not paths:
         return (
-            '<div class="lb-note"><p>Nothing was measured for this model yet. In a checkout,</p>'
-            "<pre><code>python training/measure_bias.py --lora FOLDER --output FOLDER/bias.json</code></pre>"
-            "<p>measures a LoRA of lbgen-tiny, and a demo started with <code>--lora FOLDER</code> shows it here.</p>"
-            "</div>"
+            '<div class="lb-note"><p>No bias has been measured for this model. In a checkout,</p>'
+            '<pre tabindex="0"><code>python training/measure_bias.py --lora FOLDER --output FOLDER/bias.json'
+            "</code></pre>"
+            "<p>measures a LoRA of lbgen-tiny; a demo started with <code>--lora FOLDER</code> shows it here.</p></div>"
         )
-    measured = json.loads(path.read_text())
-    rows = next(rows for name, rows in measured["tables"].items() if name != "base" or len(measured["tables"]) == 1)
-    rows = {row["name"]: row for row in rows}
-    body = "".join(_row(rows[name], *words) for name, words in FIGURES.items() if name in rows)
-    options = measured["options"]
+    measured = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    tables = {name: _tuned_rows(record["tables"]) for name, record in measured.items()}
+    options = next(iter(measured.values()))["options"]
+    span = _span(tables)
+    body = "".join(
+        _metric({name: rows[metric] for name, rows in tables.items() if metric in rows}, *words, span)
+        for metric, words in METRICS.items()
+        if any(metric in rows for rows in tables.values())
+    )
     return (
-        '<div class="lb-note"><p>What an independent judge sees in pictures of every class, drawn from the class name '
-        "alone, by the base model and by lbGen from the same noise. Bias is how much of the class the background, the "
-        "texture and the place give away. Brackets and lines: 95 % intervals, from a bootstrap over pictures.</p>"
-        f'<div class="lb-scroll"><table class="lb-bias"><thead><tr><th>figure</th><th>base</th><th>lbGen</th>'
-        f'<th class="lb-chart">change, −100 % to +100 %</th></tr></thead><tbody>{body}</tbody></table></div>'
-        f"<p>{html.escape(options['images_per_class'])} pictures of each class, "
+        '<div class="lb-note"><p>An independent judge looks at images of every class, generated from the class name '
+        "alone, by the base model and by each LoRA from the same noise. A generator is biased where background, "
+        "texture or place tell the class. Brackets and lines are 95 % intervals from a bootstrap over images; a mark "
+        'is coloured where its interval excludes no change: <span class="lb-key lb-better">better</span> or '
+        '<span class="lb-key lb-worse">worse</span>.</p>'
+        '<table class="lb-bias" role="table"><thead role="rowgroup"><tr role="row">'
+        '<th scope="col" role="columnheader">Metric</th><th scope="col" role="columnheader">Model</th>'
+        '<th scope="col" role="columnheader">Value</th>'
+        f'<th scope="col" role="columnheader" class="lb-chart">Change from the base model{_axis(span)}</th>'
+        f"</tr></thead>{body}</table>"
+        f"<p>{html.escape(options['images_per_class'])} images of each class, "
         f"{html.escape(options['num_inference_steps'])} steps, guidance {html.escape(options['guidance_scale'])}; "
         "measured by <code>training/measure_bias.py</code>.</p></div>"
     )
 
 
-def _row(row: dict, title: str, unit: str, wanted: int) -> str:
+def _tuned_rows(tables: dict[str, list[dict]]) -> dict[str, dict]:
+    """The rows of the LoRA, by metric; a file that measured the base alone compares it with itself."""
+    rows = next((rows for name, rows in tables.items() if name != "base"), tables["base"])
+    return {row["name"]: row for row in rows}
+
+
+def _metric(rows: dict[str, dict], title: str, unit: str, wanted: int, span: float) -> str:
+    """One metric: the base model's line, then a line for each LoRA."""
+    base = next(iter(rows.values()))["base"]
+    lines = [
+        ("Base model", base, ""),
+        *((name, row["tuned"], _chart(row["relative"], wanted, span)) for name, row in rows.items()),
+    ]
+    head = (
+        f'<th scope="rowgroup" role="rowheader" rowspan="{len(lines)}">{title}'
+        f"<small>{unit}; {_WANTED[wanted]}</small></th>"
+    )
     return (
-        f'<tr><th scope="row">{title}<small>{unit}{_WANTED[wanted]}</small></th>'
-        f"<td>{_interval(row['base'])}</td><td>{_interval(row['tuned'])}</td>"
-        f"<td>{_chart(row['relative'], wanted)}</td></tr>"
+        '<tbody role="rowgroup">'
+        + "".join(
+            f'<tr role="row">{head if number == 0 else ""}<td role="cell">{html.escape(name)}</td>'
+            f'<td role="cell">{_interval(value)}</td><td role="cell" class="lb-chart">{chart}</td></tr>'
+            for number, (name, value, chart) in enumerate(lines)
+        )
+        + "</tbody>"
     )
 
 
-_WANTED = {-1: "; less is better", 0: "", 1: "; more is better"}
-
-
-def _interval(triple: list[float]) -> str:
+def _interval(triple: _Triple) -> str:
     value, low, high = triple
-    return f"{value:.3f}<small>[{low:.3f}, {high:.3f}]</small>"
+    return f"{value:.3f} <small>[{low:.3f}, {high:.3f}]</small>"
 
 
-def _chart(triple: list[float], wanted: int) -> str:
-    """A dot with its interval on a line from -100 % to +100 %; coloured where the interval excludes no change."""
+# ---- the chart: log2 of the ratio to the base model, so that a half and a double are equally far from no change
+
+
+def _doublings(relative: float) -> float:
+    """-0.5 -> -1; 1.0 -> 1; -1.0 -> -inf."""
+    return math.log2(1 + relative) if relative > -1 else -math.inf
+
+
+def _span(tables: Mapping[str, dict[str, dict]]) -> float:
+    """How many halvings and doublings the axis needs: 1 to 4."""
+    relative = [x for rows in tables.values() for name, row in rows.items() if name in METRICS for x in row["relative"]]
+    distances = [abs(_doublings(x)) for x in relative if math.isfinite(x) and x > -1]
+    return min(4, max(1, math.ceil(2 * max(distances, default=1)) / 2))
+
+
+def _powers(span: float) -> range:
+    return range(-math.floor(span), math.floor(span) + 1)
+
+
+def _x(doublings: float, span: float) -> float:
+    return 100 + 92 * max(-1.0, min(1.0, doublings / span))
+
+
+def _axis(span: float) -> str:
+    labels = "".join(f'<text x="{_x(power, span):.1f}" y="10">{_ratio(power)}</text>' for power in _powers(span))
+    return f'<svg viewBox="0 0 200 13" class="lb-axis" aria-hidden="true">{labels}</svg>'
+
+
+def _ratio(power: int) -> str:
+    return "1" if power == 0 else f"÷{2**-power}" if power < 0 else f"×{2**power}"
+
+
+def _chart(triple: _Triple, wanted: int, span: float) -> str:
+    """A dot with its interval; an arrow where the value lies beyond the axis."""
     if not all(map(math.isfinite, triple)):
-        return ""
-    value, low, high = (max(-_SPAN, min(_SPAN, number)) for number in triple)
+        return "—"
+    value, low, high = map(_doublings, triple)
     sign = (low > 0) - (high < 0)
-    kind = "same" if sign == 0 or wanted == 0 else "better" if sign == wanted else "worse"
-    x, x_low, x_high = (100 + 95 * number / _SPAN for number in (value, low, high))
+    kind = "same" if sign == 0 else "better" if sign == wanted else "worse"
+    ticks = "".join(
+        f'<path d="M{_x(power, span):.1f} 0 v16" class="{"lb-zero" if power == 0 else "lb-tick"}"/>'
+        for power in _powers(span)
+    )
+    x = _x(value, span)
+    if abs(value) <= span:
+        mark = f'<circle cx="{x:.1f}" cy="8" r="4"/>'
+    else:
+        tip = math.copysign(7, value)
+        mark = f'<path d="M{x - tip / 2:.1f} 3 L{x + tip:.1f} 8 L{x - tip / 2:.1f} 13 Z"/>'
+    words = f"{triple[0]:+.0%} <small>[{triple[1]:+.0%}, {triple[2]:+.0%}]</small>".replace("-", "−")
     return (
-        f'<svg viewBox="0 0 200 20" class="lb-{kind}" role="img" aria-label="{triple[0]:+.0%}">'
-        '<line x1="100" y1="0" x2="100" y2="20" class="lb-zero"/>'
-        f'<line x1="{x_low:.1f}" y1="10" x2="{x_high:.1f}" y2="10"/><circle cx="{x:.1f}" cy="10" r="4"/></svg>'
-        f"<small>{triple[0]:+.0%} [{triple[1]:+.0%}, {triple[2]:+.0%}]</small>"
+        f'<div><svg viewBox="0 0 200 16" class="lb-{kind}" aria-hidden="true">{ticks}'
+        f'<line x1="{_x(low, span):.1f}" y1="8" x2="{_x(high, span):.1f}" y2="8"/>{mark}</svg>'
+        f"<span>{words}</span></div>"
     )

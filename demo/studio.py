@@ -1,9 +1,11 @@
-"""Draws what the page asks for: the base model and lbGen from the same noise, one request at a time."""
+"""Generates what the page asks for: variants of one model from the same noise, one request at a time."""
 
 import contextlib
 import dataclasses
+import difflib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,13 +15,15 @@ from torch import Tensor
 
 from lbgen_hf import LbGenPipeline, UserError, image_seed
 from lbgen_hf.biaslab import MODELS
+from lbgen_hf.checks import check_number
 from lbgen_hf.devices import pick_device
 from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
 
+BASE = "Base model"
 MAX_CLASSES = 8
-MAX_PICTURES = 16
+MAX_IMAGES = 16
 MAX_NAME_LENGTH = 200
 # The kind, the least and the greatest value that the server accepts, whoever asks.
 LIMITS = {
@@ -30,13 +34,22 @@ LIMITS = {
     "lora_scale": (float, 0.0, 1.0),
 }
 _PREVIEWS = 6
+_MAX_MESSAGE = 160
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to draw; its values are within the limits."""
+    """What to generate; its values are within the limits.
+
+    Attributes:
+        class_ids: the classes, each once.
+        variants: one or two of the studio's, each once.
+        images_per_class, seed, steps, guidance_scale: as in `LbGenPipeline`.
+        lora_scale: the scale of a variant's LoRA; 0 is the base model.
+    """
 
     class_ids: tuple[int, ...]
+    variants: tuple[str, ...]
     images_per_class: int
     seed: int
     steps: int
@@ -45,8 +58,8 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A finished picture, or a glimpse of one that is being drawn (then without scores)."""
+class GeneratedImage:
+    """A finished image, or a preview of one that is being sampled (then without scores)."""
 
     image: Image
     label: str
@@ -57,61 +70,92 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
-    """How far a request is: the pictures of each variant, class by class, and the share of the work done."""
+class Progress:
+    """How far a request is.
 
-    pictures: dict[str, list[Picture]]
-    progress: float
+    Attributes:
+        images: those of each variant, class by class.
+        done: the fraction of the work that is done; 1 for the last of a request alone.
+        seconds_left: an estimate from the time taken so far.
+    """
+
+    images: dict[str, list[GeneratedImage]]
+    done: float
+    seconds_left: float
 
 
 class Studio:
-    """A pipeline with its adapter and scorers. Any thread may call `draw`; one draws at a time.
+    """A pipeline with its LoRAs and scorers. Any thread may call `generate`; one generates at a time.
 
     Args:
         model: what `LbGenPipeline.from_pretrained` takes: lbgen-tiny, a folder, a Hub id of a model or of a LoRA.
-        lora: an adapter to put on it; lbgen-tiny brings its own.
-        quality: a scorer's name, see `load_quality_scorer`; lbgen-tiny brings its own.
+        loras: folders or Hub ids of LoRAs to compare with it; default: lbgen-tiny's own, else none.
+        scorer: a quality scorer's name, see `load_quality_scorer`; lbgen-tiny brings its own.
         clip: an open_clip model, see `ClipFeatures`; default: lbgen-tiny's own, else the paper's ViT-L/14.
         device: default: the fastest there is.
+        report: told what is being loaded.
+
+    Attributes:
+        variants: what can be compared: `BASE`, then each LoRA by its name.
+        loras: the folder or Hub id of each LoRA, by its name.
 
     Raises:
-        UserError: a model, an adapter or a scorer is missing or does not fit.
+        UserError: a model, a LoRA or a scorer is missing or does not fit.
     """
 
     def __init__(
         self,
         model: str = LBGEN_TINY,
-        lora: str | None = None,
-        quality: str | None = None,
+        loras: Sequence[str] = (),
+        scorer: str | None = None,
         clip: str | Path | None = None,
         device: str | None = None,
+        report: Callable[[str], None] = lambda message: None,
     ) -> None:
         is_tiny = model == LBGEN_TINY
-        if is_tiny and lora is None and (MODELS / "lora" / LORA_FILE).is_file():
-            lora = str(MODELS / "lora")
-        device = pick_device(device)
-        self.model, self.lora = model, lora
+        chosen = pick_device(device)
+        self.model = model
+        report(f"loading the pipeline {self.name} on {chosen}")
         self.pipe = LbGenPipeline.from_pretrained(
-            model, dtype=torch.float16 if device.type == "cuda" else torch.float32
-        ).to(device)
-        if lora:
-            self.pipe.load_lora_weights(lora)
+            model, dtype=torch.float16 if chosen.type == "cuda" else torch.float32
+        ).to(chosen)
         self.pipe.set_progress_bar_config(disable=True)
         self.class_names = self.pipe.class_labels
-        self.variants = ("base", "lbgen") if self.pipe.get_active_adapters() else ("base",)
-        self._clip = ClipFeatures.from_pretrained(clip or (MODELS / "clip" if is_tiny else "ViT-L-14"), device=device)
-        quality = LBGEN_TINY if is_tiny and quality is None else quality
-        self._quality = load_quality_scorer(quality, device=device) if quality else None
+        self.loras: dict[str, str] = {}
+        self._adapters: dict[str, list[str]] = {}
+        if adapters := self.pipe.get_active_adapters():  # the model is itself a LoRA on its base
+            self.loras[self.name] = model
+            self._adapters[self.name] = adapters
+        for name, source in _named(loras).items() if loras else _own_loras(model).items():
+            report(f"loading the LoRA {name}")
+            self._add_lora(name, source)
+        clip = clip or (MODELS / "clip" if is_tiny else "ViT-L-14")
+        report(f"loading the CLIP model {Path(clip).name}")
+        self._clip = ClipFeatures.from_pretrained(clip, device=chosen)
+        scorer = LBGEN_TINY if is_tiny and scorer is None else scorer
+        if scorer:
+            report(f"loading the quality scorer {scorer}")
+        self._scorer = load_quality_scorer(scorer, device=chosen) if scorer else None
         self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
-        """What to call the model: a Hub id, or a folder without the way to it."""
-        return Path(self.model).name if Path(self.model).is_dir() else self.model
+        """What to call the model: a Hub id, or a folder without the path to it."""
+        return _short(self.model)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return (BASE, *self.loras)
+
+    def _add_lora(self, name: str, source: str) -> None:
+        adapter = f"lora_{len(self.loras)}"  # peft refuses the dots that names have
+        self.pipe.load_lora_weights(source, adapter_name=adapter)
+        self.loras[name] = source
+        self._adapters[name] = [adapter]
 
     def parse(
-        self, classes: object, images_per_class: object, seed: object, steps: object, guidance_scale: object,
-        lora_scale: object,
+        self, classes: object, left: object, right: object, images_per_class: object, seed: object, steps: object,
+        guidance_scale: object, lora_scale: object,
     ) -> tuple[Request | None, dict[str, str]]:  # fmt: skip
         """Check what anyone sent.
 
@@ -125,20 +169,24 @@ class Studio:
             "guidance_scale": guidance_scale,
             "lora_scale": lora_scale,
         }
-        problems = {name: problem for name, value in numbers.items() if (problem := _number_problem(name, value))}
+        problems: dict[str, str] = {}
         class_ids: list[int] = []
-        try:
+        with _collect(problems, "classes"):
             class_ids = self._class_ids(classes)
-        except UserError as error:
-            problems["classes"] = str(error)
-        if not problems and len(class_ids) * int(images_per_class) > MAX_PICTURES:
+        for argument, variant in (("left", left), ("right", right)):
+            with _collect(problems, argument):
+                self._check_variant(variant)
+        for argument, value in numbers.items():
+            with _collect(problems, argument):
+                _check_limits(argument, value)
+        if not problems and len(class_ids) * images_per_class > MAX_IMAGES:
             problems["images_per_class"] = (
-                f"{len(class_ids)} classes of {int(images_per_class)} pictures each are more than {MAX_PICTURES}"
+                f"{len(class_ids)} classes of {images_per_class} images each are more than {MAX_IMAGES}: choose fewer"
             )
         if problems:
             return None, problems
-        values = {name: LIMITS[name][0](value) for name, value in numbers.items()}
-        return Request(tuple(class_ids), **values), {}
+        values = {argument: LIMITS[argument][0](value) for argument, value in numbers.items()}
+        return Request(tuple(class_ids), tuple(dict.fromkeys((left, right))), **values), {}
 
     def _class_ids(self, classes: object) -> list[int]:
         if isinstance(classes, str):
@@ -149,21 +197,33 @@ class Studio:
             raise UserError(f"choose 1 to {MAX_CLASSES} classes, not {len(classes)}")
         if any(len(name) > MAX_NAME_LENGTH for name in classes):
             raise UserError(f"a class name has at most {MAX_NAME_LENGTH} letters")
-        return list(dict.fromkeys(self.pipe.get_label_ids(classes)))
+        return list(dict.fromkeys(self._class_id(name) for name in classes))
 
-    def draw(self, request: Request) -> Iterator[Drawing]:
-        """Draw a request, showing glimpses on the way; the last `Drawing` is the finished one.
+    def _class_id(self, name: str) -> int:
+        try:
+            return self.pipe.get_label_ids([name])[0]
+        except UserError:
+            close = difflib.get_close_matches(name, self.class_names, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "choose from the list"
+            raise UserError(f"unknown class {name!r}: {hint}") from None
+
+    def _check_variant(self, variant: object) -> None:
+        if variant not in self.variants:
+            raise UserError(f"there is no model {str(variant)[:40]!r} here; choose from {', '.join(self.variants)}")
+
+    def generate(self, request: Request) -> Iterator[Progress]:
+        """Generate a request, with previews on the way; the last `Progress` is the finished one.
 
         The work runs in a thread of its own, so that the pipeline's callback can show what it has. Closing the iterator
         stops it, and waits until the pipeline is free.
         """
-        events: queue.SimpleQueue[Drawing | BaseException | None] = queue.SimpleQueue()
+        events: queue.SimpleQueue[Progress | BaseException | None] = queue.SimpleQueue()
         stopped = threading.Event()
 
         def work() -> None:
             try:
                 with self._lock:
-                    self._draw_all(request, events.put, stopped)
+                    self._generate_all(request, events.put, stopped)
                 events.put(None)
             except BaseException as error:
                 events.put(error)
@@ -179,41 +239,43 @@ class Studio:
             stopped.set()
             thread.join()
 
-    def _draw_all(self, request: Request, show: Callable[[Drawing], None], stopped: threading.Event) -> None:
-        finished: dict[str, list[Picture]] = {variant: [] for variant in self.variants}
-        jobs = [(class_id, variant) for class_id in request.class_ids for variant in self.variants]
+    def _generate_all(self, request: Request, show: Callable[[Progress], None], stopped: threading.Event) -> None:
+        finished: dict[str, list[GeneratedImage]] = {variant: [] for variant in request.variants}
+        jobs = [(class_id, variant) for class_id in request.class_ids for variant in request.variants]
+        start = time.monotonic()
         for number, (class_id, variant) in enumerate(jobs):
 
-            def glimpse(pictures: list[Picture], share: float, variant=variant, number=number) -> None:
+            def report(images: list[GeneratedImage], fraction: float, variant=variant, number=number) -> None:
                 if stopped.is_set():
                     raise _StoppedError
-                drawn = {name: done + (pictures if name == variant else []) for name, done in finished.items()}
-                show(Drawing(drawn, (number + share) / len(jobs)))
+                shown = {name: so_far + (images if name == variant else []) for name, so_far in finished.items()}
+                done = (number + fraction) / len(jobs)
+                show(Progress(shown, done, (time.monotonic() - start) * (1 - done) / done))
 
             try:
-                finished[variant] += self._draw_class(class_id, variant, request, glimpse)
+                finished[variant] += self._generate_class(class_id, variant, request, report)
             except _StoppedError:
                 return
-            glimpse([], 1.0)
+            report([], 1.0)
 
-    def _draw_class(
-        self, class_id: int, variant: str, request: Request, glimpse: Callable[[list[Picture], float], None]
-    ) -> list[Picture]:
+    def _generate_class(
+        self, class_id: int, variant: str, request: Request, report: Callable[[list[GeneratedImage], float], None]
+    ) -> list[GeneratedImage]:
         label = self.class_names[class_id]
         seeds = [image_seed(request.seed, class_id, i) for i in range(request.images_per_class)]
-
         every = -(-request.steps // _PREVIEWS)
+        previews: list[GeneratedImage] = []
 
-        def look(pipe: LbGenPipeline, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict:
-            pictures = []
+        def on_step_end(pipe: LbGenPipeline, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict:
+            nonlocal previews
             if step % every == every - 1:
                 images = self._decode(tensors["latents"])
-                pictures = [Picture(image, label, seed) for image, seed in zip(images, seeds, strict=True)]
-            if pictures or step == 0:
-                glimpse(pictures, step / pipe.num_timesteps)
+                previews = [GeneratedImage(image, label, seed) for image, seed in zip(images, seeds, strict=True)]
+            # the scores take about a step more
+            report(previews, (step + 1) / (pipe.num_timesteps + 1))
             return {}
 
-        with self._adapter(request.lora_scale if variant == "lbgen" else 0.0), torch.no_grad():
+        with self._variant(variant, request.lora_scale), torch.no_grad():
             images = self.pipe(
                 class_id,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -221,31 +283,30 @@ class Studio:
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance_scale,
                 output_type="pt",
-                callback_on_step_end=look,
+                callback_on_step_end=on_step_end,
             ).images.float()
             text = self._clip.text_features([f"photo of {label}"])
             clip_scores = (self._clip.image_features(images) @ text[0]).tolist()
-            qualities = self._quality(images).tolist() if self._quality else [None] * len(seeds)
-        pictures = self.pipe.image_processor.numpy_to_pil(self.pipe.image_processor.pt_to_numpy(images))
-        columns = zip(pictures, seeds, clip_scores, qualities, strict=True)
-        return [Picture(image, label, seed, True, clip, quality) for image, seed, clip, quality in columns]
+            qualities = self._scorer(images).tolist() if self._scorer else [None] * len(seeds)
+        decoded = self.pipe.image_processor.numpy_to_pil(self.pipe.image_processor.pt_to_numpy(images))
+        columns = zip(decoded, seeds, clip_scores, qualities, strict=True)
+        return [GeneratedImage(image, label, seed, True, clip, quality) for image, seed, clip, quality in columns]
 
     @contextlib.contextmanager
-    def _adapter(self, scale: float) -> Iterator[None]:
-        """Within it the adapter has this scale; 0 is the base model itself."""
-        if "lbgen" not in self.variants:
+    def _variant(self, variant: str, lora_scale: float) -> Iterator[None]:
+        """Within it the pipeline is this variant."""
+        if variant != BASE and lora_scale > 0:
+            adapters = self._adapters[variant]
+            self.pipe.set_adapters(adapters, [lora_scale] * len(adapters))
             yield
-            return
-        if scale > 0:
-            adapters = self.pipe.get_active_adapters()
-            self.pipe.set_adapters(adapters, [scale] * len(adapters))
+        elif self.loras:
+            self.pipe.disable_lora()
+            try:
+                yield
+            finally:
+                self.pipe.enable_lora()
+        else:
             yield
-            return
-        self.pipe.disable_lora()
-        try:
-            yield
-        finally:
-            self.pipe.enable_lora()
 
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> Sequence[Image]:
@@ -255,13 +316,37 @@ class Studio:
 
 
 class _StoppedError(Exception):
-    """Nobody waits for the pictures any more."""
+    """Nobody waits for the images any more."""
 
 
-def _number_problem(name: str, value: object) -> str | None:
-    kind, low, high = LIMITS[name]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and low <= value <= high and (kind is float or value == int(value)):
-        return None
-    what = "a whole number" if kind is int else "a number"
-    return f"{name} must be {what} from {low} to {high}, not {str(value)[:20]}"
+def _own_loras(model: str) -> dict[str, str]:
+    """The LoRAs that come with a model: lbgen-tiny's `lora` is lbGen's, `lora_context_swap` "lbGen context swap"."""
+    folders = sorted(file.parent for file in MODELS.glob(f"lora*/{LORA_FILE}")) if model == LBGEN_TINY else []
+    return {"lbGen" + folder.name.removeprefix("lora").replace("_", " "): str(folder) for folder in folders}
+
+
+def _named(loras: Sequence[str]) -> dict[str, str]:
+    """LoRAs by their short names, or by all of what was given where two have one name."""
+    names = [_short(source) for source in loras]
+    return {
+        name if names.count(name) == 1 else source: source for name, source in zip(names, loras, strict=True)
+    }  # fmt: skip
+
+
+def _short(source: str) -> str:
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def _check_limits(argument: str, value: object) -> None:
+    kind, low, high = LIMITS[argument]
+    if value is None:
+        raise UserError(f"give a number from {low} to {high}")
+    check_number(argument, value, at_least=low, at_most=high, integer=kind is int)
+
+
+@contextlib.contextmanager
+def _collect(problems: dict[str, str], argument: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        problems[argument] = str(error)[:_MAX_MESSAGE]  # it repeats what was sent

@@ -1,4 +1,4 @@
-"""Take the pictures of the demo that the README shows: docs/images/demo.png.
+"""Take the screenshots of the demo that the README shows: docs/images/demo.png.
 
 python docs/screenshot.py          # needs lbgen_hf[demo], playwright and a Chromium
 """
@@ -29,7 +29,7 @@ def main() -> None:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1200, "height": 800}, device_scale_factor=1.5)
         tab.goto(url)
-        tab.get_by_role("button", name="Draw").click()
+        tab.get_by_role("button", name="Generate").click()
         expect(tab.locator("#status")).to_contain_text("mean CLIP score", timeout=300_000)
         tab.wait_for_timeout(1000)
         tab.screenshot(path=args.output_dir / "demo.png", full_page=True)

@@ -1,12 +1,17 @@
-"""The page in a real browser: drawing, a dataset, keyboard alone, a phone, dark mode."""
+"""The page in a real browser: generating, a dataset, keyboard alone, a phone, dark mode, axe-core."""
 
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from app import LAUNCH, build
+from studio import Studio
+from test_space import bias_file
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -31,8 +36,8 @@ def page(browser: "playwright.Browser", url: str) -> Iterator["playwright.Page"]
     """A page; the test fails where the console has an error, or another host was asked for anything."""
     context = browser.new_context(viewport=DESKTOP)
     page = context.new_page()
-    page.set_default_timeout(120_000)
-    playwright.expect.set_options(timeout=120_000)
+    page.set_default_timeout(300_000)
+    playwright.expect.set_options(timeout=300_000)
     errors, hosts = [], set()
     # A refused request is one of our own answers, which Chromium logs by itself.
     refused = "status of 422"
@@ -45,6 +50,44 @@ def page(browser: "playwright.Browser", url: str) -> Iterator["playwright.Page"]
     assert hosts - {None} == {"127.0.0.1"}
 
 
+@pytest.fixture(scope="module")
+def axe(request: pytest.FixtureRequest) -> str:
+    """The source of axe-core, installed once into pytest's cache."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is missing, which installs axe-core")
+    folder = Path(request.config.cache.mkdir("axe-core"))
+    script = folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.is_file():
+        subprocess.run(
+            [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", "axe-core@4"], check=True, timeout=300
+        )
+    return script.read_text(encoding="utf-8")
+
+
+def serious_violations(page: "playwright.Page", axe: str) -> list[str]:
+    """What axe-core finds serious or critical on the page as it stands: the rule, the element, the reason."""
+    page.evaluate(axe)
+    violations = page.evaluate("async () => (await axe.run(document, { resultTypes: ['violations'] })).violations")
+    return [
+        f"{violation['id']}: {node['html'][:200]}: {node['failureSummary'][:300]}"
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
+
+
+def add_class(page: "playwright.Page", name: str) -> None:
+    page.locator("#classes input").fill(name)
+    page.keyboard.press("Enter")
+    page.locator("h1").click()  # the list of options covers what is below
+
+
+def generate(page: "playwright.Page") -> None:
+    page.get_by_role("button", name="Generate").click()
+    page.locator("#status", has_text="mean CLIP score").wait_for()
+
+
 def press_until_focused(page: "playwright.Page", selector: str) -> None:
     for _ in range(60):
         if page.evaluate("s => !!document.activeElement?.closest(s)", selector):
@@ -53,39 +96,45 @@ def press_until_focused(page: "playwright.Page", selector: str) -> None:
     raise AssertionError(f"Tab never reaches {selector}")
 
 
-def test_draw_look_and_read(page: "playwright.Page", url: str) -> None:
+def test_generate_look_and_read(page: "playwright.Page", url: str) -> None:
     page.goto(url)
-    page.locator("#classes input").fill("tenc")
-    page.keyboard.press("Enter")
-    page.locator("h1").click()  # the list of options covers the button
-    page.get_by_role("button", name="Draw").click()
-    page.locator("#status", has_text="mean CLIP score").wait_for()
-    for variant in ("base", "lbgen"):
-        pictures = page.locator(f"#gallery-{variant} .grid-container img")
-        playwright.expect(pictures).to_have_count(8)  # star and tench, 4 of each
-        assert pictures.first.evaluate("image => image.naturalWidth") == 64
-    playwright.expect(page.locator("#gallery-base .caption-label").nth(4)).to_have_text(re.compile("^tench · CLIP"))
+    add_class(page, "tenc")
+    playwright.expect(page.locator("#classes .token")).to_have_text(["star", "tench"])
+    generate(page)
+    for side in ("left", "right"):
+        images = page.locator(f"#gallery-{side} .grid-container img")
+        playwright.expect(images).to_have_count(8)  # star and tench, 4 of each
+        assert images.first.evaluate("image => image.naturalWidth") == 64
+    playwright.expect(page.locator("#gallery-left .caption-label").nth(4)).to_have_text(re.compile("^tench · CLIP"))
+    playwright.expect(page.locator("#gallery-right")).to_contain_text("other.v2")
 
-    page.locator("#gallery-base .grid-container button").first.click()  # full size, and its file
+    page.locator("#gallery-left .grid-container button").first.click()  # full size, and its file
     with page.expect_download() as download:
-        page.locator("#gallery-base").get_by_label("Download").first.click()
+        page.locator("#gallery-left").get_by_label("Download").first.click()
     assert download.value.path().read_bytes().startswith(b"\x89PNG")
 
     page.keyboard.press("Escape")
     page.get_by_role("tab", name="Dataset").click()
     page.get_by_role("button", name="Open").click()
-    playwright.expect(page.locator("#gallery-dataset .grid-container img")).to_have_count(4)
+    images = page.locator("#gallery-dataset .grid-container img")
+    playwright.expect(images).to_have_count(4)
+    press_until_focused(page, "#dataset-page input[type=range]")
+    page.keyboard.press("ArrowRight")  # the second of two pages; there is no third
+    page.keyboard.press("ArrowRight")
+    page.locator("#dataset-place", has_text="page 2 of 2").wait_for()
+    playwright.expect(images).to_have_count(1)
     page.get_by_role("tab", name="Measured bias").click()
-    page.get_by_text("Nothing was measured for this model yet").wait_for()
+    page.get_by_text("No bias has been measured for this model").wait_for()
 
 
-def test_the_keyboard_alone_draws(page: "playwright.Page", url: str) -> None:
+def test_the_keyboard_alone_generates(page: "playwright.Page", url: str) -> None:
     page.goto(url)
-    page.locator("#draw-button").wait_for()
+    page.locator("#generate-button").wait_for()
     press_until_focused(page, "#classes input")
     page.keyboard.type("tench")
     page.keyboard.press("Enter")
-    press_until_focused(page, "#draw-button")
+    press_until_focused(page, "#generate-button")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     # Tab passed the buttons that remove a class, and removed none.
     playwright.expect(page.locator("#classes .token")).to_have_text(["star", "tench"])
     page.keyboard.press("Enter")
@@ -94,31 +143,108 @@ def test_the_keyboard_alone_draws(page: "playwright.Page", url: str) -> None:
 
 def test_the_keyboard_removes_a_class(page: "playwright.Page", url: str) -> None:
     page.goto(url)
-    page.locator("#draw-button").wait_for()
+    page.locator("#generate-button").wait_for()
     press_until_focused(page, "#classes .token-remove")
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#classes .token")).to_have_count(0)
 
 
-def test_a_refusal_is_a_message_in_the_page(page: "playwright.Page", url: str) -> None:
+def test_stop_ends_the_work_and_the_next_run_starts(page: "playwright.Page", url: str) -> None:
     page.goto(url)
-    page.locator("#draw-button").wait_for()
-    page.get_by_label("number input for Pictures of each").fill("8")
-    for name in ("tench", "goldfish"):
-        page.locator("#classes input").fill(name)
-        page.keyboard.press("Enter")
-    page.locator("h1").click()
-    page.get_by_role("button", name="Draw").click()
-    page.get_by_text("more than 16").first.wait_for()
+    page.get_by_text("Sampling").click()
+    page.get_by_label("number input for Steps").fill("50")
+    page.get_by_role("button", name="Generate").click()
+    page.locator("#status", has_text=re.compile("images finished, about [0-9]+ (s|min) left")).wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.locator("#status", has_text="Stopped").wait_for()
+    playwright.expect(page.locator("#stop-button")).to_be_hidden()
+    page.get_by_label("number input for Steps").fill("2")
+    generate(page)
+
+
+def test_an_unknown_class_stays_and_is_answered_with_near_names(page: "playwright.Page", url: str) -> None:
+    page.goto(url)
+    page.locator("#generate-button").wait_for()
+    add_class(page, "tenhc")
+    playwright.expect(page.locator("#classes .token")).to_have_text(["star", "tenhc"])
+    page.get_by_role("button", name="Generate").click()
+    message = page.get_by_text("unknown class 'tenhc': did you mean 'tench'?")
+    message.first.wait_for()
+
+
+def test_an_error_covers_nothing_of_its_field(page: "playwright.Page", url: str, axe: str) -> None:
+    page.goto(url)
+    page.locator("#generate-button").wait_for()
+    add_class(page, "tenhc")
+    page.locator("#seed input").fill("-4")
+    page.get_by_role("button", name="Generate").click()
+    for field in ("classes", "seed"):
+        error = page.locator(f"#{field} .validation-error")
+        error.wait_for()
+        box = error.bounding_box()
+        for other in ("[data-testid=block-info]", "input", ".info-text"):
+            for element in page.locator(f"#{field} {other}").all():
+                assert not overlap(box, element.bounding_box()), (field, other)
+    assert serious_violations(page, axe) == []
+
+
+def overlap(a: dict, b: dict) -> bool:
+    return all(
+        a[start] < b[start] + b[size] and b[start] < a[start] + a[size]
+        for start, size in (("x", "width"), ("y", "height"))
+    )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: "playwright.Page", url: str, axe: str, theme: str) -> None:
+    page.goto(f"{url}?__theme={theme}")
+    page.locator("#generate-button").wait_for()
+    assert serious_violations(page, axe) == []
+    page.get_by_text("Sampling").click()
+    generate(page)
+    page.get_by_text("Scores of every image").click()
+    assert serious_violations(page, axe) == []
+    page.get_by_role("tab", name="Dataset").click()
+    assert serious_violations(page, axe) == []
+    page.get_by_role("button", name="Open").click()
+    page.locator("#dataset-place", has_text="page 1").wait_for()
+    assert serious_violations(page, axe) == []
+    page.get_by_role("tab", name="Measured bias").click()
+    assert serious_violations(page, axe) == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_measured_bias(
+    page: "playwright.Page", studio: Studio, tmp_path: Path, axe: str, theme: str
+) -> None:
+    path = bias_file(tmp_path / "bias.json", mi_background=(3.25, 2.9, 3.6), quality=(-0.1, -0.2, 0.0))
+    served = build(studio, [], {"lora": path})
+    try:
+        _, address, _ = served.launch(**LAUNCH, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+        page.set_viewport_size(PHONE)
+        page.goto(f"{address}?__theme={theme}")
+        page.get_by_role("tab", name="Measured bias").click()
+        page.locator(".lb-bias svg").first.wait_for()
+        assert serious_violations(page, axe) == []
+        right = page.evaluate(
+            "Math.max(...[...document.querySelectorAll('.lb-bias *')].map(e => e.getBoundingClientRect().right))"
+        )
+        assert right <= PHONE["width"]  # nothing is cut off
+    finally:
+        served.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_shows_everything_without_scrolling_sideways(page: "playwright.Page", url: str, theme: str) -> None:
     page.set_viewport_size(PHONE)
     page.goto(f"{url}?__theme={theme}")
-    page.get_by_role("button", name="Draw").click()
-    page.locator("#status", has_text="mean CLIP score").wait_for()
-    for tab in ("Draw", "Dataset", "Measured bias"):
+    generate(page)
+    images = page.locator("#gallery-left img, #gallery-right img")
+    playwright.expect(images.nth(4)).to_be_attached()
+    page.wait_for_function("document.querySelector('#gallery-right img').getBoundingClientRect().bottom < innerHeight")
+    left, right = (page.locator(f"#gallery-{side} img").first.bounding_box() for side in ("left", "right"))
+    assert left["y"] == right["y"]  # side by side
+    for tab in ("Studio", "Dataset", "Measured bias"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     red, green, blue = page.evaluate(

@@ -1,13 +1,20 @@
 """What a Space reads, and `lbgen demo`'s manners."""
 
+import json
+import math
 import re
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio
 import pytest
-from app import bias_page, find_bias
+import startup
+from app import THEME, find_bias
+from bias import bias_page
 from huggingface_hub import metadata_load
 from packaging.version import Version
 
@@ -46,22 +53,110 @@ def test_what_is_missing_is_one_line(options: list[str], message: str, capsys: p
     assert message in line
 
 
+def bias_file(path: Path, **relative: tuple[float, float, float]) -> Path:
+    """What `measure_bias.py` writes, of metrics with these relative changes."""
+    rows = [
+        {"name": name, "base": [1.5, 1.4, 1.6], "tuned": [0.3, 0.2, 0.4], "change": [0, 0, 0], "relative": change}
+        for name, change in relative.items()
+    ]
+    options = {"images_per_class": "100", "num_inference_steps": "50", "guidance_scale": "2.0"}
+    path.write_text(json.dumps({"options": options, "tables": {"base": [], "lora": rows}}))
+    return path
+
+
+def test_the_start_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(startup, "EVERY_S", 0.01)
+    with startup.Startup() as start:
+        start.report("loading")
+        while len(lines := capsys.readouterr().out.splitlines()) < 2:
+            time.sleep(0.05)
+    assert all(line.startswith("lbgen demo: loading") for line in lines)
+    assert "so far" in lines[-1]
+
+
+def test_the_first_message_comes_before_the_heavy_imports() -> None:
+    code = "import startup, sys; startup.Startup().report('x'); print({'torch', 'gradio'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "demo", capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["lbgen demo: x", "set()"]
+
+
 def test_the_bias_page_shows_what_measure_bias_wrote(tmp_path: Path) -> None:
-    row = '{"name": "%s", "base": [1.5, 1.4, 1.6], "tuned": [0.3, 0.2, 0.4], "change": [0, 0, 0], "relative": %s}'
-    rows = [row % ("mi_background", "[-0.8, -0.9, -0.7]"), row % ("class_accuracy", "[0.01, -0.02, 0.04]")]
-    options = '{"images_per_class": "100", "num_inference_steps": "50", "guidance_scale": "2.0"}'
-    path = tmp_path / "bias.json"
-    path.write_text(f'{{"options": {options}, "tables": {{"base": [], "lora": [{",".join(rows)}]}}}}')
-    page = bias_page(path)
-    assert "1.500<small>[1.400, 1.600]</small>" in page
-    assert "-80% [-90%, -70%]" in page
-    assert "lb-better" in page
-    assert "lb-same" in page
-    assert "Nothing was measured" in bias_page(None)
+    first = bias_file(tmp_path / "1.json", mi_background=(-0.8, -0.9, -0.7), class_accuracy=(0.01, -0.02, 0.04))
+    second = bias_file(tmp_path / "2.json", mi_background=(0.5, 0.4, 0.6), class_accuracy=(-0.5, -0.6, -0.4))
+    page = bias_page({"first <b>": first, "second": second})
+    assert "1.500 <small>[1.400, 1.600]</small>" in page
+    assert "−80% <small>[−90%, −70%]</small>" in page
+    assert "first &lt;b&gt;" in page
+    assert page.count("Base model") == 2  # once a metric
+    assert re.findall(r'<svg viewBox="0 0 200 16" class="lb-(\w+)"', page) == ["better", "worse", "same", "worse"]
+    assert "No bias has been measured" in bias_page({})
 
 
-def test_the_bias_is_looked_for_beside_the_lora(tmp_path: Path) -> None:
-    studio = SimpleNamespace(model="lbgen-tiny", lora=str(tmp_path))
-    assert find_bias(studio) is None
+def marks(page: str) -> list[float]:
+    return [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', page)]
+
+
+def test_a_change_is_drawn_where_it_is(tmp_path: Path) -> None:
+    change = {
+        "mi_background": (-0.5,) * 3,
+        "mi_texture": (1.0,) * 3,
+        "mi_place": (3.25, 2.93, 3.55),
+        "quality": (0.0,) * 3,
+    }
+    page = bias_page({"lora": bias_file(tmp_path / "bias.json", **change)})
+    halved, doubled, fourfold, same = marks(page)
+    assert same == 100
+    assert doubled - same == pytest.approx(same - halved, abs=0.11)  # log2 of the ratio
+    assert fourfold - same == pytest.approx((doubled - same) * math.log2(4.25), abs=0.25)
+    assert fourfold < 192  # of 200, its interval beside it
+    assert "×4" in page
+
+
+def test_a_change_beyond_the_axis_is_an_arrow(tmp_path: Path) -> None:
+    change = {"mi_background": (-1.0, -1.0, -1.0), "mi_texture": (99.0, 90.0, 110.0)}
+    page = bias_page({"lora": bias_file(tmp_path / "bias.json", **change)})
+    assert marks(page) == []
+    assert page.count(" Z") == 2
+    assert "+9900%" in page
+
+
+def test_the_bias_is_looked_for_beside_each_lora(tmp_path: Path) -> None:
+    studio = SimpleNamespace(loras={"a": str(tmp_path), "b": "user/elsewhere"})
+    assert find_bias(studio) == {}
     (tmp_path / "bias.json").write_text("{}")
-    assert find_bias(studio) == tmp_path / "bias.json"
+    assert find_bias(studio) == {"a": tmp_path / "bias.json"}
+
+
+def rgb(colour: str) -> list[float]:
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2's relative luminance."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("dark", ["", "_dark"])
+@pytest.mark.parametrize(
+    ("text", "fill"),
+    [
+        ("button_primary_text_color", "button_primary_background_fill"),
+        ("button_primary_text_color", "button_primary_background_fill_hover"),
+        ("button_cancel_text_color", "button_cancel_background_fill"),
+        ("button_cancel_text_color", "button_cancel_background_fill_hover"),
+        ("block_info_text_color", "block_background_fill"),
+        ("body_text_color_subdued", "body_background_fill"),
+        ("link_text_color", "body_background_fill"),
+        ("input_placeholder_color", "input_background_fill"),
+    ],
+)
+def test_the_theme_reaches_wcag_aa(text: str, fill: str, dark: str) -> None:
+    def colour(name: str) -> str:
+        value = getattr(THEME, name + dark, None) or getattr(THEME, name)
+        while value.startswith("*"):
+            value = getattr(THEME, value[1:] + dark, None) or getattr(THEME, value[1:])
+        return {"white": "#ffffff"}.get(value, value)
+
+    low, high = sorted([luminance(colour(text)), luminance(colour(fill))])
+    assert (high + 0.05) / (low + 0.05) >= 4.5, (colour(text), colour(fill))
