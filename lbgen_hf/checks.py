@@ -37,8 +37,7 @@ def check_number(
         return
     kind = "an integer" if integer else "a finite number"
     is_number = isinstance(value, numbers.Integral if integer else numbers.Real) and not isinstance(value, bool)
-    # an integer is always finite, and one of 400 digits is no float
-    if not is_number or not (isinstance(value, numbers.Integral) or math.isfinite(value)):
+    if not is_number or not (integer or _is_finite(value)):
         raise UserError(f"{name} must be {kind}, got {value!r}")
     bounds = [
         (at_least, value >= at_least, "at least"),
@@ -49,6 +48,13 @@ def check_number(
     wanted = " and ".join(f"{words} {bound}" for bound, _, words in bounds if math.isfinite(bound))
     if not all(holds for _, holds, _ in bounds):
         raise UserError(f"{name} must be {wanted}, got {value}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
 
 
 def check_finite(name: str, values: "Tensor") -> None:

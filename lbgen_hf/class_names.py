@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ from lbgen_hf.errors import UserError
 # The 100 classes of Tian et al., Contrastive Multiview Coding (ECCV 2020).
 _IMAGENET_100 = Path(__file__).parent / "tables" / "imagenet100_wnids.txt"
 _WNID = re.compile(r"n\d{8}")
+_NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph separators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,8 @@ def load_class_names(source: str | Path) -> ClassNames:
         return _parse(_dataset_labels(path), source)
     if path.is_file():
         try:
-            return _parse(path.read_text(encoding="utf-8").splitlines(), source)
+            # not splitlines, which would end a line at control characters too
+            return _parse(path.read_text(encoding="utf-8-sig").split("\n"), source)
         except UnicodeDecodeError:
             raise UserError(f"class list {path} is not a UTF-8 text file") from None
     close = difflib.get_close_matches(str(source), _NAMED, n=1)
@@ -108,6 +111,9 @@ def _parse(lines: Iterable[str], source: str | Path) -> ClassNames:
             names.append(rest[0] if rest else _imagenet_name(wnid, source))
     if not names:
         raise UserError(f"class list {source} is empty: write one class a line")
+    for name in names:
+        if any(unicodedata.category(letter) in _NOT_TEXT or letter == "\ufeff" for letter in name):
+            raise UserError(f"class list {source} has control characters in {name!r}: remove them")
     for what, values in (("name", names), ("wnid", [wnid for wnid in wnids if wnid])):
         value, count = Counter(values).most_common(1)[0] if values else (None, 1)
         if count > 1:

@@ -63,9 +63,10 @@ def quickstart(
 ) -> None:
     """Generate a small labelled dataset with the shipped model, and show how biased it is beside the base model's."""
     with report_errors("lbgen", _KEPT.format(out)):
+        from lbgen_hf.hub import quiet_loading
         from lbgen_hf.quickstart import run_quickstart
 
-        _silence_loading()
+        quiet_loading()
         with show_progress("generating") as progress:
             made = run_quickstart(out, seed, progress)
     if made.base:
@@ -144,6 +145,7 @@ def generate(
         "shard_size": shard_size,
     }
     with report_errors("lbgen", _KEPT.format(out)):
+        from lbgen_hf.hub import quiet_loading
         from lbgen_hf.synthesis.folder import check_output
         from lbgen_hf.synthesis.generate import check_batch_size, generate
         from lbgen_hf.synthesis.ray_engine import generate_with_ray
@@ -151,11 +153,13 @@ def generate(
 
         check_output(out)
         check_batch_size(batch_size)
-        _silence_loading()
+        quiet_loading()
         job = Job(model, lora, revision, variant, classes, device, dtype, compile_unet, scorer, options)
         with show_progress("generating") as progress:
             if ray_workers is None:
-                generate(out, *job.prepare(), batch_size=batch_size, progress=progress)
+                settings = job.resolve()
+                check_output(out, settings)
+                generate(out, settings, job.load_sampler(settings), batch_size=batch_size, progress=progress)
             else:
                 generate_with_ray(out, job, num_workers=ray_workers, batch_size=batch_size, progress=progress)
     _say_how_to_load(out)
@@ -313,8 +317,9 @@ def evaluate(
     check_number("--num-workers", num_workers, at_least=0)
     with report_errors("lbgen", f"What was measured is kept in {out}; run the same command to resume."):
         from lbgen_hf.evaluation.evaluate import evaluate as measure
+        from lbgen_hf.hub import quiet_loading
 
-        _silence_loading()
+        quiet_loading()
         with show_progress("measuring") as progress:
             report = measure(
                 checkpoints,
@@ -350,7 +355,10 @@ def classes(
 @app.command()
 def demo(
     model: _Model = "lbgen-tiny",
-    lora: Annotated[str | None, typer.Option(help="A LoRA to compare with it. [default: lbgen-tiny's own]")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA to compare with it; may be repeated. [default: lbgen-tiny's own]"),
+    ] = None,
     scorer: Annotated[
         str | None, typer.Option(help="A quality scorer, as in `lbgen score`. [default: lbgen-tiny's own, else none]")
     ] = None,
@@ -358,17 +366,23 @@ def demo(
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="[default: the first free one from 7860]")] = None,
 ) -> None:
-    """Open a page that samples classes with the base model and with lbGen, and shows datasets and measured bias."""
+    """Open a page that compares a model with its LoRAs, and shows datasets and measured bias."""
     from lbgen_hf.checks import check_address
 
     check_address(host, port)
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the demo needs gradio: pip install 'lbgen_hf[demo]'")
-    _silence_loading()
     sys.path.insert(0, str(_program_folder("demo")))
-    from app import launch
+    from startup import Startup
 
-    launch(model, lora, scorer, dataset or [], server_name=host, server_port=port)
+    with Startup() as startup:
+        startup.report("importing the libraries; all of the start takes about half a minute")
+        from lbgen_hf.hub import quiet_loading
+
+        quiet_loading()
+        from app import launch
+
+        launch(model, lora or [], scorer, dataset or [], startup, server_name=host, server_port=port)
 
 
 def _program_folder(name: str) -> Path:
@@ -376,16 +390,6 @@ def _program_folder(name: str) -> Path:
     package = Path(lbgen_hf.__file__).parent
     packed = package / f"_{name}"
     return packed if packed.is_dir() else package.parent / name
-
-
-def _silence_loading() -> None:
-    """One progress bar is enough: ours."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 def _say_how_to_load(out: Path) -> None:

@@ -20,6 +20,8 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
+        if chosen.type == "meta":  # which holds no values
+            raise NotImplementedError
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {str(device)!r} is not available here; give cpu, cuda, cuda:1 or mps") from error
     return chosen

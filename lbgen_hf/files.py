@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -74,11 +75,18 @@ def require_creatable(path: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Be the only writer of a folder on this machine; a killed process holds nothing.
 
+    The folder is made where it is missing, and removed again where the block wrote nothing into it.
+
     Raises:
-        UserError: another process is writing there.
+        UserError: another process is writing there, or it cannot be made.
     """
+    lock, is_new = folder / ".lock", not folder.exists()
+    require_writable(folder)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(lock, timeout=0):
             yield
     except Timeout as error:
         raise UserError(f"another process is writing to {folder}; wait for it or give another folder") from error
+    finally:
+        if is_new and list(folder.iterdir()) in ([], [lock]):
+            shutil.rmtree(folder)

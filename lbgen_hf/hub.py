@@ -68,3 +68,13 @@ def _is_reachable() -> bool:
     except Exception:  # of whichever HTTP client the Hub's library is built on
         return False
     return True
+
+
+def quiet_loading() -> None:
+    """Turn off diffusers' and transformers' own progress bars and remarks: the command lines have theirs."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

@@ -25,10 +25,11 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, 
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 try:
-    from lbgen_hf.checks import check_finite_weights, check_number
+    from lbgen_hf.checks import check_finite, check_finite_weights, check_number
     from lbgen_hf.errors import UserError
     from lbgen_hf.hub import first_line, loading
     from lbgen_hf.shipped import LBGEN_TINY, resolve
@@ -38,6 +39,7 @@ except ImportError:  # alone on the Hub: errors are plain, numbers are checked b
 
     def check_number(*_: Any, **__: Any) -> None: ...
 
+    def check_finite(*_: Any) -> None: ...
     def check_finite_weights(*_: Any) -> None: ...
 
     def loading(*_: Any) -> contextlib.AbstractContextManager:
@@ -54,6 +56,7 @@ logger = logging.getLogger(__name__)
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PIPELINE_FILE = "model_index.json"
 MAX_SIDE = 8192
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_IMAGES = 10_000  # of one call, which holds them all in memory
 # What a LoRA repo and its base, or two downloads of one repo, share.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
@@ -210,10 +213,15 @@ class LbGenPipeline(StableDiffusionPipeline):
                 f"({adapter_name!r})"
             )
         _require_safetensors(kwargs)
+        files = [kwargs.get("weight_name")]
+        if not isinstance(source, dict) and Path(source).is_file():
+            files.append(source)
+        if any(file and not str(file).endswith(".safetensors") for file in files):
+            raise UserError(f"the LoRA {name} is no safetensors file, and no others are loaded")
         with explained, _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_base"):
             try:
                 super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
-            except (RuntimeError, KeyError, ValueError) as error:
+            except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
                 if isinstance(error, HFValidationError):
                     raise
                 raise UserError(f"the LoRA {name} does not fit this model: {first_line(error)}") from error
@@ -384,6 +392,16 @@ class LbGenPipeline(StableDiffusionPipeline):
         check_number("guidance_stop", guidance_stop, at_least=0, at_most=1)
         check_number("guidance_start", guidance_start, at_least=0, at_most=guidance_stop)
         check_number("eta", eta, at_least=0, at_most=1)
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and side % self.vae_scale_factor:
+                raise UserError(f"{name} must be a multiple of {self.vae_scale_factor}, got {side}")
+        if clip_skip is not None:
+            layers = self.text_encoder.config.num_hidden_layers
+            check_number("clip_skip", clip_skip, at_least=0, below=layers, integer=True)
+        if output_type not in _OUTPUT_TYPES:
+            raise UserError(f"unknown output_type {output_type!r}; choose from {', '.join(_OUTPUT_TYPES)}")
+        _check_texts("prompt", prompt)
+        _check_texts("negative_prompt", negative_prompt)
         if timesteps is None and sigmas is None:
             longest = self.scheduler.config.get("num_train_timesteps", num_inference_steps)
             check_number("num_inference_steps", num_inference_steps, at_least=1, at_most=longest, integer=True)
@@ -408,6 +426,15 @@ class LbGenPipeline(StableDiffusionPipeline):
                 f"{num_prompts * count} images are too many for one call, at most {MAX_IMAGES}; `lbgen generate` makes"
                 " datasets of any size"
             )
+        num_images = num_prompts * count
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise UserError(f"{len(generator)} generators for {num_images} images: give one, or one for each")
+        for name, tensor in (("latents", latents), ("prompt_embeds", prompt_embeds)):
+            if tensor is not None:
+                check_finite(name, tensor)
+        if latents is not None and latents.shape[:2] != (num_images, self.unet.config.in_channels):
+            wanted = f"({num_images}, {self.unet.config.in_channels}, height / 8, width / 8)"
+            raise UserError(f"latents must have the shape {wanted}, got {tuple(latents.shape)}")
         if isinstance(negative_prompt, str):
             negative_prompt = [negative_prompt] * num_prompts
         elif negative_prompt is not None and len(negative_prompt) != num_prompts:
@@ -496,6 +523,12 @@ def _as_list(labels: Labels) -> list[Label]:
             kind = type(label).__name__
             raise UserError(f"class_labels takes a name, an id, a wnid, or a list, array or tensor of them, no {kind}")
     return labels
+
+
+def _check_texts(name: str, texts: object) -> None:
+    listed = [texts] if isinstance(texts, str) or texts is None else texts
+    if not isinstance(listed, list | tuple) or not all(text is None or isinstance(text, str) for text in listed):
+        raise UserError(f"{name} must be a text or a list of texts, got {texts!r}")
 
 
 def _require_safetensors(options: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ def _score_images(
                 _write_table(table, rows)
                 last_saved = time.monotonic()
     finally:
-        if waiting:
+        if rows:
             _write_table(table, rows)
     return Scored(table, [float(rows[file][COLUMN]) for file in names], known)
 

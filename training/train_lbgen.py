@@ -42,18 +42,21 @@ def main(arguments: Sequence[str]) -> None:
 
     from lbgen_hf.fine_tuning.config import parse_config
     from lbgen_hf.fine_tuning.trainer import LbGenTrainer
+    from lbgen_hf.hub import quiet_loading
 
-    config = parse_config(arguments, make_parser(), DEFAULT_CONFIGS)
-    logging.basicConfig(format="%(message)s")
+    quiet_loading()
+    trainer = LbGenTrainer(parse_config(arguments, make_parser(), DEFAULT_CONFIGS))
+    # stderr is for errors and the progress bar
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("lbgen_hf").setLevel(logging.INFO)
-    if config.pretrained_model_name_or_path in DEFAULT_CONFIGS:
+    if trainer.config.pretrained_model_name_or_path in DEFAULT_CONFIGS:
         logging.getLogger("lbgen_hf").info(
             "Fine-tuning lbgen-tiny. For Stable Diffusion 1.5: accelerate launch training/train_lbgen.py"
             " --config training/configs/paper.yaml --output_dir lbgen-lora"
         )
     with logging_redirect_tqdm():
-        LbGenTrainer(config).train()
+        trainer.train()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torchvision.utils import make_grid, save_image
 
+from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError
-from lbgen_hf.files import locked, require_writable
+from lbgen_hf.files import locked, require_creatable
 from lbgen_hf.fine_tuning.card import create_repo, push, write_card
 from lbgen_hf.fine_tuning.checkpoints import (
     Journal,
@@ -27,8 +28,11 @@ from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.lora import averaged, save_lora
 from lbgen_hf.fine_tuning.step import DTYPES, TrainingStep
 from lbgen_hf.fine_tuning.validation import Validation, choose_step
-from lbgen_hf.pipeline_lbgen import LORA_FILE
+from lbgen_hf.hub import loading
+from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE, is_lora
 from lbgen_hf.progress import progress
+from lbgen_hf.rewards.clip_features import check_clip
+from lbgen_hf.rewards.quality import check_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +78,8 @@ class LbGenTrainer:
         if precision == "fp16" and self.accelerator.device.type == "cpu":
             raise UserError("fp16 does not train on a CPU; give --mixed_precision no or bf16")
         self.config = dataclasses.replace(config, mixed_precision=precision)
-        if self.is_main_process:
-            require_writable(config.output_dir)
+        _check_sources(config)
+        require_creatable(config.output_dir)
 
     @property
     def is_main_process(self) -> bool:
@@ -201,6 +205,29 @@ class LbGenTrainer:
         logger.info(f"The LoRA of step {kept} is {config.output_dir / LORA_FILE}")
         if repo_id:
             logger.info(f"Uploaded to {push(config.output_dir, repo_id)}")
+
+
+def _check_sources(config: LbGenConfig) -> None:
+    """Follow every name of the config to where it leads, before a model is loaded.
+
+    Raises:
+        UserError: one leads nowhere.
+    """
+    find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    if config.class_names is not None:
+        load_class_names(config.class_names)
+    for model, weights in (
+        (config.clip_model, config.clip_weights),
+        (config.eval_clip_model, config.eval_clip_weights),
+    ):
+        if model is not None:
+            check_clip(model, weights)
+    if config.quality_scorer is not None:
+        check_scorer(config.quality_scorer)
+    base = config.pretrained_model_name_or_path
+    if base != LBGEN_TINY:
+        with loading(base, "model", [LBGEN_TINY]):
+            is_lora(base, revision=config.revision)
 
 
 def _tracker(report_to: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """open_clip as a frozen feature extractor that gradients pass through: images and texts to one space."""
 
 import difflib
+import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,31 @@ def preprocess(images: Tensor, config: dict) -> Tensor:
     return (images - mean) / std
 
 
+_OWN_WEIGHTS = ("local-dir:", "hf-hub:")
+
+
+def check_clip(model: str | Path, weights: str | None) -> str:
+    """open_clip's name for what `ClipFeatures.from_pretrained` is given, checked without loading anything.
+
+    Raises:
+        UserError: an unknown architecture or tag, or no weights.
+    """
+    model = resolve(model, "clip")
+    name = f"local-dir:{model}" if model and Path(model).is_dir() else model
+    if name.startswith(_OWN_WEIGHTS):
+        return name
+    if name not in open_clip.list_models():
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+        raise UserError(f"unknown CLIP model {name!r}; close names: {', '.join(near) or 'none'}")
+    if not weights:
+        raise UserError(f"CLIP model {name!r} needs weights: a tag such as 'openai', or a file")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights not in tags and not Path(weights).is_file():
+        known = f"; its tags are {', '.join(tags)}" if tags else ""
+        raise UserError(f"CLIP model {name!r} has no weights {weights!r}: give a tag or a file{known}")
+    return name
+
+
 class ClipFeatures(nn.Module):
     """A frozen CLIP model: `image_features(images)` and `text_features(texts)`, both L2-normalised, (B, feature_dim).
 
@@ -79,14 +105,8 @@ class ClipFeatures(nn.Module):
         Raises:
             UserError: unknown model or tag, or weights that cannot be found or fetched.
         """
-        model = resolve(model, "clip")
-        name = f"local-dir:{model}" if Path(model).is_dir() else model
-        own_weights = name.startswith(("local-dir:", "hf-hub:"))
-        if not own_weights and name not in open_clip.list_models():
-            near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
-            raise UserError(f"unknown CLIP model {name!r}; close names: {', '.join(near) or 'none'}")
-        if not own_weights and not weights:
-            raise UserError(f"CLIP model {name!r} needs weights: a tag such as 'openai', or a file")
+        name = check_clip(model, weights)
+        own_weights = name.startswith(_OWN_WEIGHTS)
         # OpenAI's weights were trained with QuickGELU, which the plain architecture's name does not say.
         tag = {} if own_weights else open_clip.get_pretrained_cfg(name, weights)
         try:
@@ -98,7 +118,7 @@ class ClipFeatures(nn.Module):
                     force_quick_gelu=bool(tag.get("quick_gelu")),
                     require_pretrained=True,
                 )
-        except (RuntimeError, FileNotFoundError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"cannot load CLIP model {name!r} with weights {weights!r}: {reason}") from error
         return cls(loaded, open_clip.get_tokenizer(name)).to(device=device, dtype=dtype)

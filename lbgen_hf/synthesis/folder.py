@@ -37,7 +37,10 @@ RECORD = "generation.json"
 _MAX_RECORD_BYTES = 16 * 2**20
 _MAX_GROUP_BYTES = 512 * 2**20
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_DAMAGE = (pa.ArrowException, Image.DecompressionBombError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+_DAMAGE = (
+    *(pa.ArrowException, Image.DecompressionBombError, RecursionError),
+    *(ValueError, KeyError, TypeError, IndexError, AttributeError),
+)
 
 
 class ShownImage(NamedTuple):
@@ -282,8 +285,8 @@ class DatasetFolder:
         Raises:
             UserError: there is no such image in the plan, its shard is not there, or cannot be read.
         """
-        if not 0 <= image_id < self.plan.num_images:
-            raise UserError(f"{self.name} has no image {image_id}: its ids are 0..{self.plan.num_images - 1}")
+        if type(image_id) is not int or not 0 <= image_id < self.plan.num_images:
+            raise UserError(f"{self.name} has no image {image_id!r}: its ids are 0..{self.plan.num_images - 1}")
         shard, place = divmod(image_id, self.plan.shard_size)
         with self._explain(), self._open_shard(shard) as file:
             rejected = self._footer_of(shard, file).rejected
@@ -405,15 +408,21 @@ def decode_image(encoded: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, settings: Settings | None = None) -> None:
     """Make sure that `path` can be made a dataset folder, or is one; cheap, so that it comes before a model is loaded.
 
+    Args:
+        path: the folder.
+        settings: those that a dataset there must have.
+
     Raises:
-        UserError: it cannot be written, is a file, or holds something else.
+        UserError: it cannot be written, is a file, or holds something else or another plan.
     """
     require_creatable(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; give a folder to --out")
+    if (path / RECORD).exists() and settings is not None:
+        DatasetFolder(path).check_settings(settings)
     if not path.exists() or (path / RECORD).exists():
         return
     ours = {WORK_FOLDER, "data"}

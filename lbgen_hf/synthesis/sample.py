@@ -187,9 +187,11 @@ class Job:
         Raises:
             UserError: the model, the adapter, the class list, or an option is missing or wrong.
         """
-        names = load_class_names(self.classes) if self.classes else None
+        from lbgen_hf.rewards.quality import check_scorer
+
+        names = load_class_names(self.classes) if self.classes is not None else None
         device = pick_device(self.device)
-        dtype = self.dtype or ("float16" if device.type == "cuda" else "float32")
+        dtype = ("float16" if device.type == "cuda" else "float32") if self.dtype is None else self.dtype
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
         if dtype == "float16" and device.type == "cpu":
@@ -200,8 +202,10 @@ class Job:
         if self.options.get("min_clip_score") is not None:
             thresholds["clip_model"] = companions.clip_model
         if self.options.get("min_quality") is not None:
-            thresholds["quality_scorer"] = self.scorer or companions.quality_scorer
-        elif self.scorer:
+            scorer = companions.quality_scorer if self.scorer is None else self.scorer
+            check_scorer(scorer)  # before it is loaded
+            thresholds["quality_scorer"] = scorer
+        elif self.scorer is not None:
             raise UserError("--scorer is for the threshold --min-quality; give both")
         return Settings(
             model=self.model,
@@ -310,7 +314,7 @@ def inspect_model(
     folder, adapters = _locate(model, revision, variant)
     files = [file for module in _MODULES for file in _weight_files(folder / module, variant)]
     weights = {"model_digest": _digest([*files, *adapters])}
-    if lora:
+    if lora is not None:
         weights["lora_sha256"] = _digest([_lora_file(lora)])
     return weights, _own_classes(folder)
 

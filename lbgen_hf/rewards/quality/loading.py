@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lbgen_hf.devices import pick_device
 from lbgen_hf.errors import UserError
 from lbgen_hf.rewards.quality.scorer import QualityScorer
 from lbgen_hf.shipped import LBGEN_TINY, resolve
@@ -37,10 +38,8 @@ def load_quality_scorer(
     Raises:
         UserError: unknown name, missing extra, weights that cannot be loaded, options that the scorer does not have.
     """
-    family, _, rest = name.partition(":")
-    if name not in (LBGEN_TINY, "qalign") and not (family in ("vlm", "pyiqa") and rest):
-        raise UserError(f"unknown quality scorer {name!r}; choose from {', '.join(NAMES)}")
-    device = torch.device(device or "cpu")
+    family, rest = check_scorer(name)
+    device = pick_device(device or "cpu")
     large = family in ("qalign", "vlm")
     if not large and (bits or gradient_checkpointing):
         raise UserError(f"{name} is small: bits and gradient checkpointing are for qalign and vlm:<repo>")
@@ -55,6 +54,18 @@ def load_quality_scorer(
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the scorer {name}: {str(error).splitlines()[0]}") from error
+
+
+def check_scorer(name: str) -> tuple[str, str]:
+    """The family and the rest of a scorer's name, "vlm" and "user/repo", checked without loading anything.
+
+    Raises:
+        UserError: unknown name.
+    """
+    family, _, rest = str(name).partition(":")
+    if name not in (LBGEN_TINY, "qalign") and not (family in ("vlm", "pyiqa") and rest):
+        raise UserError(f"unknown quality scorer {name!r}; choose from {', '.join(NAMES)}")
+    return family, rest
 
 
 def _load_language_model(family: str, repo: str, **options: Any) -> QualityScorer:
