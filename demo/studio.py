@@ -17,9 +17,10 @@ from lbgen_hf import LbGenPipeline, UserError, image_seed
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.checks import check_number
 from lbgen_hf.devices import pick_device
-from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE
+from lbgen_hf.pipeline_lbgen import LORA_FILE
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
+from lbgen_hf.shipped import LBGEN_TINY, companions_of
 
 BASE = "Base model"
 MAX_CLASSES = 8
@@ -129,7 +130,7 @@ class Studio:
         for name, source in _named(loras).items() if loras else _own_loras(model).items():
             report(f"loading the LoRA {name}")
             self._add_lora(name, source)
-        clip = clip or (MODELS / "clip" if is_tiny else "ViT-L-14")
+        clip = clip or companions_of(model).clip_model
         report(f"loading the CLIP model {Path(clip).name}")
         self._clip = ClipFeatures.from_pretrained(clip, device=chosen)
         scorer = LBGEN_TINY if is_tiny and scorer is None else scorer
