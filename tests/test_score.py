@@ -1,21 +1,33 @@
 """`lbgen score`: folders of images and datasets, resumed, refused."""
 
 import csv
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from huggingface_hub import DatasetCard
 from PIL import Image
 from torch import Tensor, nn
 
 from lbgen_hf.cli import main
+from lbgen_hf.errors import UserError
 from lbgen_hf.rewards import quality
 from lbgen_hf.rewards.quality.scorer import QualityScorer
 from lbgen_hf.score import score_folder
+from lbgen_hf.synthesis.folder import DatasetFolder
+from lbgen_hf.synthesis.generate import generate
+from lbgen_hf.synthesis.leases import Leases
+from lbgen_hf.synthesis.verify import verify
+
+sys.path.append(str(Path(__file__).parent / "synthesis"))
 
 
 class Brightness(QualityScorer):
@@ -197,3 +209,95 @@ def test_unknown_scorers_and_dtypes_are_refused(images: Path, capsys: pytest.Cap
     line = refusal(capsys, "score", images, "--scorer", "niceness")
     assert "choose from lbgen-tiny, qalign, vlm:<repo>, pyiqa:<metric>" in line
     assert "choose from float32, float16, bfloat16" in refusal(capsys, "score", images, "--dtype", "int8")
+
+
+@pytest.fixture
+def generated(tmp_path: Path) -> Path:
+    """A dataset that `lbgen generate` made, of 12 images of 64x64."""
+    from stand_in import StandIn, make_settings
+
+    generate(tmp_path / "generated", make_settings(images_per_class=1), StandIn(edge=64))
+    return tmp_path / "generated"
+
+
+def test_a_generated_dataset_keeps_its_card_true(generated: Path, scorer: Brightness, tmp_path: Path) -> None:
+    score_folder(generated, "one", lambda _: scorer)
+    dataset = DatasetFolder(generated)
+    loaded = datasets.load_dataset(str(generated), split="train", cache_dir=tmp_path / "cache")
+    assert loaded["quality"] == [row["quality"] for row in dataset.rows(["quality"])]
+    card = DatasetCard.load(generated / "README.md")
+    sizes = sum(path.stat().st_size for path in (generated / "data").iterdir())
+    assert card.data.dataset_info["download_size"] == sizes
+    assert verify(dataset) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "stray"])
+def test_a_broken_generated_dataset_is_not_scored(generated: Path, scorer: Brightness, damage: str) -> None:
+    """Its contact sheet least of all."""
+    for path in (generated / "data").iterdir():
+        {"missing": path.unlink, "truncated": lambda path=path: os.truncate(path, 50), "stray": lambda: None}[damage]()
+    (generated / "data" / "train-00000-of-00009.parquet").touch()
+    with pytest.raises(UserError, match=r"is not complete|not in its plan"):
+        score_folder(generated, "one", lambda _: scorer)
+    assert scorer.asked == 0
+    assert not (generated / "metadata.csv").exists()
+
+
+def test_a_dataset_that_is_written_is_not_scored(generated: Path, scorer: Brightness) -> None:
+    with Leases(generated, host="another-machine", pid=1) as worker:
+        worker.join()
+        with pytest.raises(UserError, match="lbgen generate is writing to"):
+            score_folder(generated, "one", lambda _: scorer)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.parquet", b""),
+        ("a.parquet", b"PAR1" + bytes(100) + b"PAR1"),
+        ("a.png", b""),
+        ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(50)),
+        ("a.jpg", b"\xff\xd8\xff" + bytes(50)),
+        ("a.webp", b"RIFF" + bytes(8) + b"WEBP"),
+        ("a.bmp", b"BM" + bytes(60)),
+    ],
+)
+def test_a_malformed_file_is_one_line(tmp_path: Path, scorer, capsys, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert name in refusal(capsys, "score", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [None, {"bytes": None, "path": "/etc/passwd"}, {"bytes": b"x", "path": None}, b"x", "text", 1, [1.0], {"x": 1}],
+)
+def test_a_malformed_cell_is_one_line(tmp_path: Path, scorer, capsys, image: object) -> None:
+    pq.write_table(pa.table({"image": [image]}), tmp_path / "a.parquet")
+    assert "row 0 of a.parquet cannot be read as an image" in refusal(capsys, "score", tmp_path)
+
+
+def test_parquet_without_rows_is_one_line(tmp_path: Path, scorer, capsys) -> None:
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
+    assert "not one row" in refusal(capsys, "score", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table", [b"name\n1.png\n", b"file_name\n\xff\xfe\n", b"", b"file_name\n" + b'"' + b"x" * 200_000 + b'"\n']
+)
+def test_a_malformed_table_is_one_line(images: Path, scorer, capsys, table: bytes) -> None:
+    (images / "metadata.csv").write_bytes(table)
+    assert "metadata.csv" in refusal(capsys, "score", images)
+
+
+def test_a_score_that_somebody_spoilt_is_made_again(images: Path, scorer: Brightness) -> None:
+    score_folder(images, "one", lambda _: scorer)
+    table = images / "metadata.csv"
+    table.write_text(table.read_text().replace("1.80000", "high"))
+    assert score_folder(images, "one", lambda _: scorer).known == 4
+
+
+def test_a_malformed_card_is_one_line(tmp_path: Path, scorer, capsys) -> None:
+    write_shards(tmp_path)
+    (tmp_path / "README.md").write_text("---\n[: {\n---\n")
+    assert "README.md is damaged" in refusal(capsys, "score", tmp_path)
+    assert scorer.asked == 0

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,29 @@ def test_an_unfinished_dataset_is_refused(hub: Hub, dataset: Path):
     with pytest.raises(UserError, match="1 of 4 shards are missing or broken"):
         publish(DatasetFolder(dataset), REPO)
     assert not hub.requests
+
+
+def test_a_damaged_page_is_not_published(hub: Hub, dataset: Path):
+    path = dataset / SHARDS[1]
+    whole = bytearray(path.read_bytes())
+    whole[1000] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"CRC|checksum|corrupt"):
+        publish(DatasetFolder(dataset), REPO)
+    assert not hub.requests
+
+
+def test_a_stray_shard_is_not_published(hub: Hub, dataset: Path):
+    shutil.copy(dataset / SHARDS[1], dataset / "data" / "train-00001-of-00009.parquet")
+    with pytest.raises(UserError, match="which is not in its plan"):
+        publish(DatasetFolder(dataset), REPO)
+    assert not hub.requests
+
+
+def test_files_of_others_stay_at_home(hub: Hub, dataset: Path):
+    (dataset / "secret.txt").write_text("secret")
+    publish(DatasetFolder(dataset), REPO)
+    assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
 
 
 def test_a_dry_run_lists_the_files_and_sends_nothing(hub: Hub, dataset: Path, capsys):

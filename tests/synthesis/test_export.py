@@ -1,10 +1,14 @@
 """Tars that `webdataset` and `load_dataset("webdataset")` read."""
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.data
+import webdataset
 from datasets import load_dataset
 from PIL import Image
 from stand_in import StandIn, make_settings, read_rows
@@ -21,7 +25,6 @@ def tars(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 
 def test_webdataset_reads_the_tars(finished: Path, tars: list[Path]):
-    webdataset = pytest.importorskip("webdataset")
     samples = list(webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).decode("rgb8"))
     rows = read_rows(finished)
     assert [sample["cls"] for sample in samples] == [row["label"] for row in rows]
@@ -57,3 +60,35 @@ def test_an_unfinished_dataset_and_a_strange_folder_are_refused(finished: Path, 
     next((tmp_path / "out" / "data").iterdir()).unlink()
     with pytest.raises(UserError, match="is not complete"):
         export_webdataset(DatasetFolder(tmp_path / "out"), tmp_path / "tars")
+
+
+def test_timm_reads_the_tars(finished: Path, tars: list[Path]):
+    folder = tars[0].parent
+    options = {"root": str(folder), "split": "train", "is_training": False, "batch_size": 1}
+    dataset = timm.data.create_dataset("wds/", **options)
+    rows = read_rows(finished)
+    assert len(dataset) == len(rows)
+    for (image, label), row in zip(dataset, rows, strict=True):
+        assert label == row["label"]
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))))
+    assert json.loads((folder / "_info.json").read_text())["class_names"] == [f"class {i}" for i in range(12)]
+    assert (folder / "classes.txt").read_text().splitlines() == [f"class {i}" for i in range(12)]
+
+
+def test_ids_are_the_plans_also_where_images_were_rejected(tmp_path: Path):
+    dataset = generate(tmp_path / "out", make_settings(max_resamples=0), StandIn(accept=lambda row: row.id % 3 != 1))
+    tars = export_webdataset(dataset, tmp_path / "tars")
+    samples = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False)
+    assert [int(sample["__key__"]) for sample in samples] == [i for i in range(60) if i % 3 != 1]
+    assert json.loads((tmp_path / "tars" / "_info.json").read_text())["splits"]["train"]["num_samples"] == 40
+
+
+def test_a_damaged_page_is_not_exported(finished: Path, tmp_path: Path):
+    dataset = DatasetFolder(Path(shutil.copytree(finished, tmp_path / "copy")))
+    path = dataset.shard_path(1)
+    whole = bytearray(path.read_bytes())
+    whole[1000] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"CRC|checksum|corrupt"):
+        export_webdataset(dataset, tmp_path / "tars")
+    assert [path.name for path in (tmp_path / "tars").glob("*.tar")] == ["train-00000.tar"]

@@ -5,12 +5,14 @@ import io
 import multiprocessing
 import os
 import resource
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Image, load_dataset
 from PIL import Image as PILImage
 from stand_in import StandIn, make_settings, read_rows, start_worker
@@ -18,6 +20,7 @@ from stand_in import StandIn, make_settings, read_rows, start_worker
 from lbgen_hf.errors import UserError
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import Place, generate, work_order
+from lbgen_hf.synthesis.leases import Leases
 from lbgen_hf.synthesis.plan import PRESETS, preset_options
 
 
@@ -113,6 +116,53 @@ def test_a_class_that_cannot_pass_is_rejected_and_named(tmp_path: Path):
     calls.clear()
     generate(out, settings, StandIn(accept=accept))
     assert not calls
+
+
+@pytest.mark.parametrize("images_per_class", [5, 1])
+def test_thresholds_that_nothing_passes_end_the_job(tmp_path: Path, images_per_class: int):
+    """At once where there are many images, at the end where there are few; never with a dataset of none."""
+    settings = make_settings(max_resamples=2, min_quality=4.9, images_per_class=images_per_class)
+    calls = []
+    sampler = StandIn(accept=lambda row: calls.append(row), scores=lambda rows: {"quality": [3.0] * len(rows)})
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"none of the images passed at any of 3 seeds the thresholds \(--min-q"
+        ):
+            generate(tmp_path / "out", settings, sampler, batch_size=4)
+    assert not (tmp_path / "out" / "README.md").exists()
+    assert len(calls) <= 2 * 3 * 30
+
+
+def test_a_class_that_cannot_pass_does_not_end_the_job(tmp_path: Path):
+    settings = make_settings(max_resamples=1, min_quality=4.9, shard_size=1)
+    scores = {"scores": lambda rows: {"quality": [3.0] * len(rows)}}
+    dataset = generate(tmp_path / "out", settings, StandIn(accept=lambda row: row.class_id == 11, **scores))
+    assert [row["label"] for row in dataset.rows(["label"])] == [11] * 5
+
+
+def test_without_wordnet_ids_there_is_no_such_column(tmp_path: Path):
+    generate(tmp_path / "out", make_settings(wnids=None), StandIn())
+    assert "wnid" not in (tmp_path / "out" / "README.md").read_text()
+    dataset = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert list(dataset.features) == ["image", "label", "prompt", "index", "seed", "resamples"]
+    loader = torch.utils.data.DataLoader(dataset.remove_columns("image"), batch_size=4)
+    assert next(iter(loader))["label"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_dataset_with_a_missing_shard_does_not_load_as_if_it_were_whole(finished: Path, tmp_path: Path):
+    """The card tells `load_dataset` how many rows there are."""
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (copy / make_settings().plan.shard_name(2)).unlink()
+    with pytest.raises(Exception, match=r"num_examples|NonMatchingSplits"):
+        load_dataset(str(copy), split="train", cache_dir=str(tmp_path / "cache"))
+
+
+def test_generating_waits_for_nobody_who_changes_the_folder_alone(finished: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    with Leases(copy, host="another-machine", pid=1) as other:
+        other.join_alone()
+        with pytest.raises(UserError, match="another process is changing"):
+            generate(copy, make_settings(), StandIn())
 
 
 def test_scores_become_columns(tmp_path: Path):

@@ -1,6 +1,7 @@
 """The sampler draws what the plain pipeline draws."""
 
 import dataclasses
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -11,9 +12,9 @@ import torch
 from stand_in import read_rows
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.pipeline_lbgen import LbGenPipeline
+from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 from lbgen_hf.synthesis.generate import generate
-from lbgen_hf.synthesis.plan import Settings
+from lbgen_hf.synthesis.plan import PRESETS, Settings
 from lbgen_hf.synthesis.sample import Job, PipelineSampler, inspect_model, load_sampler
 
 STEPS = 6
@@ -185,6 +186,9 @@ def test_weights_that_are_not_those_of_the_plan_are_refused(sd_folder: Path):
         ({"classes": "imagenet-2k"}, "no class list 'imagenet-2k'"),
         ({"options": {"images_per_class": 0}}, "--images-per-class must be at least 1"),
         ({"options": {"images_per_class": 1, "scheduler": "magic"}}, "unknown scheduler 'magic'"),
+        ({"options": {"images_per_class": 1, "cache_interval": 2}, "compile_unet": True}, "give one"),
+        ({"scorer": "qalign"}, "--scorer is for the threshold --min-quality"),
+        ({"options": {"images_per_class": 1, "min_quality": 3.0}, "scorer": "best"}, "unknown quality scorer 'best'"),
     ],
 )
 def test_bad_jobs_are_refused(sd_folder: Path, changes: dict, message: str):
@@ -200,3 +204,87 @@ def test_the_shipped_thresholds_score_what_lbgen_tiny_draws():
     assert all(-1 <= score <= 1 for score in samples.scores["clip_score"])
     assert all(1 <= score <= 5 for score in samples.scores["quality"])
     assert samples.accepted == [True] * 4
+
+
+@pytest.mark.parametrize("changes", [{"guidance_scale": 1e30}, {"guidance_scale": 1e308, "steps": 2}])
+def test_images_that_are_not_finite_end_the_job_without_a_shard(pipe: LbGenPipeline, tmp_path: Path, changes: dict):
+    settings = settings_of(pipe, **changes)
+    with pytest.raises(UserError, match="values are not finite") as error:
+        generate(tmp_path / "out", settings, PipelineSampler(pipe, settings), batch_size=4)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "out" / "data").iterdir())
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
+def test_a_score_that_is_not_a_number_ends_the_job(pipe: LbGenPipeline):
+    no_score = lambda images, rows: torch.full((len(rows),), float("nan"))  # noqa: E731
+    sampler = PipelineSampler(pipe, settings_of(pipe), {"quality": (no_score, 1.0)})
+    with pytest.raises(UserError, match="the quality of the images"):
+        sampler(rows_of(settings_of(pipe)))
+
+
+def test_a_black_image_is_resampled(pipe: LbGenPipeline, monkeypatch: pytest.MonkeyPatch):
+    """`verify --fix` and a second `generate` then mend it: its seed would give it again."""
+    settings = settings_of(pipe)
+    sampler = PipelineSampler(pipe, settings)
+    decode = sampler._decode
+
+    def blacken(latents: torch.Tensor) -> torch.Tensor:
+        images = decode(latents)
+        images[1] = 0.02
+        return images
+
+    monkeypatch.setattr(sampler, "_decode", blacken)
+    assert sampler(rows_of(settings)[:3]).accepted == [True, False, True]
+
+
+def test_settings_are_resolved_without_loading_weights(sd_folder: Path, lora_folder: Path, monkeypatch):
+    monkeypatch.setattr(LbGenPipeline, "from_pretrained", None)
+    options = {"images_per_class": 1}
+    plain = Job(str(sd_folder), device="cpu", options=options).resolve()
+    assert plain.classes == ("tench", "goldfish", "crane", "star")
+    adapted = Job(str(sd_folder), str(lora_folder), device="cpu", options=options).resolve()
+    assert adapted.model_digest == plain.model_digest
+    assert adapted.lora_sha256 == hashlib.sha256((lora_folder / LORA_FILE).read_bytes()).hexdigest()
+    as_model = Job(str(lora_folder), device="cpu", options=options).resolve()
+    assert as_model.classes == plain.classes
+    assert as_model.model_digest != plain.model_digest
+
+
+def test_a_threshold_names_its_scorer(sd_folder: Path):
+    options = {"images_per_class": 1, "min_clip_score": 0.2, "min_quality": 3.0}
+    settings = Job(str(sd_folder), device="cpu", options=options).resolve()
+    assert (settings.clip_model, settings.quality_scorer) == ("openai/ViT-L-14", "qalign")
+    settings = Job(str(sd_folder), device="cpu", scorer="pyiqa:musiq", options=options).resolve()
+    assert settings.quality_scorer == "pyiqa:musiq"
+    settings = Job(device="cpu", options=options).resolve()
+    assert (settings.clip_model, settings.quality_scorer) == ("lbgen-tiny", "lbgen-tiny")
+    settings = Job(device="cpu", options={"images_per_class": 1}).resolve()
+    assert (settings.clip_model, settings.quality_scorer) == (None, None)
+
+
+def test_variant_and_revision_reach_the_loader(sd_folder: Path, tmp_path: Path, monkeypatch):
+    folder = Path(shutil.copytree(sd_folder, tmp_path / "both"))
+    for module in ("unet", "vae", "text_encoder"):
+        file = next((folder / module).glob("*.safetensors"))
+        (folder / module / f"{file.stem}.fp16.safetensors").write_bytes(file.read_bytes() + b" ")
+    options = {"images_per_class": 1}
+    plain = Job(str(folder), device="cpu", options=options).resolve()
+    special = Job(str(folder), variant="fp16", device="cpu", options=options).resolve()
+    assert plain.model_digest == Job(str(sd_folder), device="cpu", options=options).resolve().model_digest
+    assert special.model_digest != plain.model_digest
+    asked = {}
+    load = LbGenPipeline.from_pretrained
+
+    def note(source: str, **kwargs) -> LbGenPipeline:
+        asked.update(kwargs)
+        return load(source, **{**kwargs, "variant": None, "revision": None})
+
+    monkeypatch.setattr(LbGenPipeline, "from_pretrained", note)
+    Job(str(folder), revision="v1", variant="fp16", device="cpu", options=options).prepare()
+    assert (asked["revision"], asked["variant"]) == ("v1", "fp16")
+
+
+def test_the_fast_preset_guides_all_steps_but_the_first(pipe: LbGenPipeline):
+    settings = settings_of(pipe, **PRESETS["fast"])
+    assert count_unet_samples(pipe, settings) == 1 + 2 * 19

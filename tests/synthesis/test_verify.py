@@ -14,6 +14,7 @@ from stand_in import StandIn, make_settings, read_rows
 from lbgen_hf.errors import UserError
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import generate
+from lbgen_hf.synthesis.leases import Leases
 from lbgen_hf.synthesis.shard import encode_image
 from lbgen_hf.synthesis.verify import Problem, read_status, remove_broken, verify
 
@@ -156,3 +157,31 @@ def test_status_changes_nothing(dataset: Path):
 def test_a_folder_without_dataset_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="holds no generated dataset"):
         DatasetFolder(tmp_path)
+
+
+def test_a_stray_shard_is_found_and_left_where_it_is(dataset: Path):
+    stray = dataset / "data" / "train-00000-of-00003.parquet"
+    shutil.copy(shard_path(dataset, 0), stray)
+    problems = check(dataset)
+    assert [str(problem) for problem in problems] == [
+        "data/train-00000-of-00003.parquet: is not in the plan, and load_dataset may read it"
+    ]
+    assert remove_broken(DatasetFolder(dataset), problems) == []
+    assert stray.exists()
+
+
+def test_nothing_is_removed_while_others_write(dataset: Path):
+    shard_path(dataset, 0).write_bytes(b"")
+    problems = check(dataset)
+    with Leases(dataset, host="another-machine", pid=1) as worker:
+        worker.join()
+        with pytest.raises(UserError, match="lbgen generate is writing to"):
+            remove_broken(DatasetFolder(dataset), problems)
+    assert shard_path(dataset, 0).exists()
+    assert remove_broken(DatasetFolder(dataset), problems) == ["data/train-00000-of-00006.parquet"]
+
+
+def test_progress_counts_up_to_all(finished: Path):
+    seen = []
+    verify(DatasetFolder(finished), lambda *now: seen.append(now))
+    assert seen == [(images, 60) for images in range(10, 70, 10)]
