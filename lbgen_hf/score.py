@@ -220,7 +220,7 @@ def _read_footer(path: Path) -> tuple[pa.Schema, int]:
     try:
         metadata = pq.read_metadata(path)
         return metadata.schema.to_arrow_schema(), metadata.num_rows
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no parquet file, or damaged: {str(error).splitlines()[0]}") from error
 
 

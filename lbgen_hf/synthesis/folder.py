@@ -372,7 +372,9 @@ class DatasetFolder:
                 yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=check_pages))
         except FileNotFoundError as error:
             raise UserError(f"{self.name} is not complete: {name} is missing") from error
-        except pa.ArrowInvalid as error:
+        except HfHubHTTPError:  # which is an OSError as well
+            raise
+        except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{name} is truncated or corrupt: {_line(error)}") from error
 
     def _footer_of(self, shard: int, file: pq.ParquetFile) -> Footer:

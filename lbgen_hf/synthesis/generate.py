@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_SIZE = 4096
 # So many images in a row, at all of their seeds, and none passes: the thresholds are too high for this model.
 _HOPELESS = 20
+# Between two looks at the shards of others, which take minutes each.
+_LONGEST_PAUSE_S = 30.0
 
 Progress = Callable[[int, int], None]
 """Told how many images there are, in finished shards and in this worker's hands, and how many there will be."""
@@ -135,10 +137,12 @@ def sample_all(
         progress(min(total, dataset.num_images_written() + num_in_hand), total)
 
     report(0)
+    pause = 1.0
     while shards:
         held_by_others = _sample_free_shards(writer, shards, leases, report)
         if held_by_others:
-            sleep(1)
+            sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
         shards = [shard for shard in held_by_others if not dataset.has_shard(shard)]
         report(0)
 

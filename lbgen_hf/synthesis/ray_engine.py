@@ -84,7 +84,7 @@ def generate_with_ray(
     out = out.resolve()
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    gpus = _gpus_an_actor(job.device, ray.cluster_resources().get("GPU", 0))
+    gpus = gpus_an_actor(job.device, ray.cluster_resources().get("GPU", 0))
     try:
         settings = ray.get(ray.remote(num_gpus=gpus, max_retries=-1)(type(job).resolve).remote(job))
         dataset = DatasetFolder.create(out, settings)
@@ -112,7 +112,7 @@ def generate_with_ray(
     return dataset
 
 
-def _gpus_an_actor(device: str | None, num_gpus: float) -> int:
+def gpus_an_actor(device: str | None, num_gpus: float) -> int:
     """How many GPUs each actor has, in a cluster of so many.
 
     Raises:

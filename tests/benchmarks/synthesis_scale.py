@@ -2,46 +2,49 @@
 
     python tests/benchmarks/synthesis_scale.py
 
-A stand-in hands out one ready-made picture, so what is timed is planning, seeds, encoding, writing and progress. Writes
+A stand-in hands out one ready-made image, so what is timed is planning, seeds, encoding, writing and progress. Writes
 results/synthesis_scale.json.
 """
 
 import argparse
+import contextlib
+import functools
 import heapq
+import itertools
 import math
 import os
 import random
 import resource
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from timing import write_results
 
 from lbgen_hf.synthesis.folder import DatasetFolder
-from lbgen_hf.synthesis.generate import ShardWriter, generate, work_order
-from lbgen_hf.synthesis.leases import EXPIRY_S
-from lbgen_hf.synthesis.plan import Plan, Settings
+from lbgen_hf.synthesis.generate import ShardWriter, generate, sample_all, work_order
+from lbgen_hf.synthesis.leases import Leases
+from lbgen_hf.synthesis.plan import Settings
 from lbgen_hf.synthesis.sample import Samples
-
-IMAGENET = Plan(num_classes=1000, images_per_class=1300, base_seed=0, shard_size=1000)
 
 
 def imagenet_settings(images_per_class: int) -> Settings:
-    """1000 classes, 1000 pictures a shard."""
+    """1000 classes, 1000 images a shard."""
     names = tuple(f"class {i}" for i in range(1000))
     return Settings("stand-in", "0", names, images_per_class, shard_size=1000)
 
 
 class ReadyMade:
-    """Draws the same small picture at once."""
+    """Samples the same small image at once."""
 
     def __init__(self, edge: int = 32) -> None:
-        self.picture = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), np.uint8)
+        self.image = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), np.uint8)
 
     def __call__(self, rows: list) -> Samples:
-        return Samples(np.broadcast_to(self.picture, (len(rows), *self.picture.shape)), [True] * len(rows))
+        return Samples(np.broadcast_to(self.image, (len(rows), *self.image.shape)), [True] * len(rows))
 
 
 def time_generation(num_images: int, folder: Path) -> dict[str, float]:
@@ -83,14 +86,14 @@ def time_restart(folder: Path) -> dict[str, float]:
 
 
 def time_writers(folder: Path, image_format: str, num_images: int = 40) -> float:
-    """The share of its own rate that a model keeps which gives 2 pictures a second, 512x512, while they are written."""
-    picture = smooth_picture(512)
+    """The share of its own rate that a model keeps which gives 2 images a second, 512x512, while they are written."""
+    image = smooth_image(512)
     starts: list[float] = []
 
     def draw(rows: list) -> Samples:
         starts.append(time.perf_counter())
         time.sleep(len(rows) / 2)
-        return Samples(np.stack([picture] * len(rows)), [True] * len(rows))
+        return Samples(np.stack([image] * len(rows)), [True] * len(rows))
 
     names = tuple(f"class {i}" for i in range(num_images))
     settings = Settings("stand-in", "0", names, 1, shard_size=8, format=image_format)
@@ -98,7 +101,7 @@ def time_writers(folder: Path, image_format: str, num_images: int = 40) -> float
     return (len(starts) - 1) * 2 / (starts[-1] - starts[0])
 
 
-def smooth_picture(edge: int) -> np.ndarray:
+def smooth_image(edge: int) -> np.ndarray:
     """About as hard to compress as a photograph: smooth shapes and a little noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:edge, :edge] / edge
@@ -115,73 +118,172 @@ def generate_one_shard(out: Path, settings: Settings) -> DatasetFolder:
     return dataset
 
 
+class VirtualTime:
+    """Threads of which one runs at a time, and whose sleep takes no time: hours of many machines in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._sleepers: list[tuple[float, int, threading.Event]] = []
+        self._numbers = itertools.count()
+        self._pause = threading.Event()
+
+    def sleep(self, seconds: float) -> None:
+        """Let the others run until this thread's time has come."""
+        self._wait_turn(seconds, self._pause.set)
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Start a thread, which waits for `run`."""
+        ready = threading.Event()
+
+        def turn() -> None:
+            self._wait_turn(0, ready.set)
+            try:
+                work()
+            finally:
+                self._pause.set()
+
+        threading.Thread(target=turn, daemon=True).start()
+        ready.wait()
+
+    def run(self) -> None:
+        """Wake one thread after the other, until none is left."""
+        while self._sleepers:
+            self.now, _, wake = heapq.heappop(self._sleepers)
+            self._pause.clear()
+            wake.set()
+            self._pause.wait()
+
+    def _wait_turn(self, seconds: float, let_others_run: Callable[[], None]) -> None:
+        wake = threading.Event()
+        heapq.heappush(self._sleepers, (self.now + seconds, next(self._numbers), wake))
+        let_others_run()
+        wake.wait()
+
+
+class MachineLostError(Exception):
+    """The machine is gone, and nothing that it held was given back."""
+
+
+class NetworkFolder(DatasetFolder):
+    """A dataset whose shards are times: others see one up to a minute after it was written."""
+
+    clock: VirtualTime
+    written: dict[int, tuple[float, "Machine"]]
+    viewer: "Machine"
+
+    def has_shard(self, shard: int) -> bool:
+        when, writer = self.written.get(shard, (math.inf, self.viewer))
+        return self.clock.now >= when + (0 if writer is self.viewer else self.viewer.delay)
+
+    def num_images_written(self) -> int:
+        return 0
+
+
+class VirtualLeases(Leases):
+    """The real lease files, dated in virtual time."""
+
+    clock: VirtualTime
+
+    def now(self) -> float:
+        return self.clock.now
+
+    def beat(self) -> None:
+        for path in self._held:
+            os.utime(path, (self.clock.now, self.clock.now))
+
+    def _take(self, path: Path) -> bool:
+        taken = super()._take(path)
+        if taken:
+            os.utime(path, (self.clock.now, self.clock.now))
+        return taken
+
+
+class Machine:
+    """One life of a worker: `sample_all`, the real one, with a writer that only lets time pass."""
+
+    def __init__(self, folder: Path, name: str, clock: VirtualTime, rng: random.Random, hours: float, minutes: float):
+        self.dataset = NetworkFolder(folder)
+        self.dataset.clock, self.dataset.viewer = clock, self
+        self.leases = VirtualLeases(folder, host=name, pid=1)
+        self.leases.clock = clock
+        self.clock, self.rng, self.minutes = clock, rng, minutes
+        self.delay = rng.uniform(0, 60)
+        self.dies = clock.now + rng.expovariate(1 / (3600 * hours))
+        self.num_sampled, self.seconds_lost = 0, 0.0
+
+    def work(self, rank: int, num_workers: int) -> None:
+        shards = [shard for shard in range(self.dataset.plan.num_shards) if not self.dataset.has_shard(shard)]
+        sample_all(self, list(work_order(shards, rank, num_workers)), self.leases, sleep=self.sleep)
+
+    def sample(self, shard: int, on_batch: Callable[[int], None], on_written: Callable[[], None]) -> None:
+        start = self.clock.now
+        end = start + 60 * self.minutes * self.rng.uniform(0.8, 1.2)
+        while self.clock.now < end:
+            try:
+                self.sleep(min(60, end - self.clock.now))
+            except MachineLostError:
+                self.seconds_lost = self.clock.now - start
+                raise
+            self.leases.beat()
+        self.dataset.written.setdefault(shard, (self.clock.now, self))
+        self.num_sampled += 1
+        on_written()
+
+    def finish(self) -> None:
+        """Nothing is being written."""
+
+    def sleep(self, seconds: float) -> None:
+        self.clock.sleep(min(seconds, self.dies - self.clock.now))
+        if self.clock.now >= self.dies:
+            raise MachineLostError
+
+
 def simulate_workers(
-    plan: Plan = IMAGENET,
+    folder: Path,
+    num_shards: int = 1300,
     num_workers: int = 64,
     shard_minutes: float = 19.0,
     lifetime_hours: float = 3.0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Machines that come and go at random, over the shard plan alone; no pictures.
+    """Machines that come and go at random, with the real leases and the real work order; no images.
 
-    A worker looks at shards in the order of `work_order`, claims one, and needs `shard_minutes` give or take 20 %. It
-    dies after an exponential lifetime, and another with its rank starts within 20 minutes. A claim is seen at once, as
-    the exclusive creation of a file is, also on a network disk; it expires `EXPIRY_S` after its owner died or was done.
-    A finished shard is seen by the others only up to a minute later.
+    A machine looks at shards as `sample_all` does, leases one, and needs `shard_minutes` give or take 20 %. It dies
+    after an exponential lifetime, and another with its rank starts within 20 minutes. A lease is seen at once, as the
+    exclusive creation of a file is, also on a network disk; a finished shard only up to a minute later.
 
     Returns:
-        Shards done, shards drawn twice, hours lost to deaths, hours until all was done.
+        Shards done, shards sampled twice, hours lost to deaths, hours until all was done.
     """
-    rng = random.Random(seed)
-    finished: dict[int, tuple[float, int]] = {}  # shard -> when, by whom
-    held_until: dict[int, float] = {}
-    dies = [0.0] * num_workers
-    orders = [list(work_order(range(plan.num_shards), rank, num_workers)) for rank in range(num_workers)]
-    drawn, lost = 0, 0.0
-    looks = [(rng.uniform(0, 600), worker) for worker in range(num_workers)]
-    heapq.heapify(looks)
-    while looks:
-        now, worker = heapq.heappop(looks)
-        if now >= dies[worker]:
-            dies[worker] = now + rng.expovariate(1 / (3600 * lifetime_hours))
-        seen = now - rng.uniform(0, 60)
-        shard = next((s for s in orders[worker] if _is_free(s, worker, now, seen, finished, held_until)), None)
-        if shard is None:
-            if len(finished) < plan.num_shards or max(when for when, _ in finished.values()) > seen:
-                heapq.heappush(looks, (now + 30, worker))
-            continue
-        finish = now + 60 * shard_minutes * rng.uniform(0.8, 1.2)
-        if finish <= dies[worker]:
-            drawn += 1
-            held_until[shard] = finish + EXPIRY_S
-            finished[shard] = min(finished.get(shard, (finish, worker)), (finish, worker))
-            heapq.heappush(looks, (finish, worker))
-        else:
-            lost += dies[worker] - now
-            held_until[shard] = dies[worker] + EXPIRY_S
-            heapq.heappush(looks, (dies[worker] + rng.uniform(0, 1200), worker))
+    names = tuple(f"class {i}" for i in range(100))
+    settings = Settings("stand-in", "0", names, images_per_class=num_shards, shard_size=len(names))
+    DatasetFolder.create(folder, settings)
+    clock, rng = VirtualTime(), random.Random(seed)
+    NetworkFolder.written = {}
+    lives: list[Machine] = []
+
+    def live(rank: int) -> None:
+        clock.sleep(rng.uniform(0, 600))
+        while len(NetworkFolder.written) < num_shards:
+            machine = Machine(folder, f"machine {len(lives)}", clock, rng, lifetime_hours, shard_minutes)
+            lives.append(machine)
+            with contextlib.suppress(MachineLostError):
+                machine.work(rank, num_workers)
+                return
+            clock.sleep(rng.uniform(0, 1200))
+
+    for rank in range(num_workers):
+        clock.start(functools.partial(live, rank))
+    clock.run()
+    written = NetworkFolder.written
     return {
-        "shards": plan.num_shards,
-        "shards_done": len(finished),
-        "drawn_twice": drawn - len(finished),
-        "hours_lost_to_deaths": round(lost / 3600, 2),
-        "hours": round(max(when for when, _ in finished.values()) / 3600, 2),
+        "shards": num_shards,
+        "shards_done": len(written),
+        "sampled_twice": sum(machine.num_sampled for machine in lives) - len(written),
+        "machines_lost": len(lives) - num_workers,
+        "hours_lost_to_deaths": round(sum(machine.seconds_lost for machine in lives) / 3600, 2),
+        "hours": round(max(when for when, _ in written.values()) / 3600, 2),
     }
-
-
-def _is_free(
-    shard: int,
-    worker: int,
-    now: float,
-    seen: float,
-    finished: dict[int, tuple[float, int]],
-    held_until: dict[int, float],
-) -> bool:
-    """Whether a worker, whose disk shows what was there at `seen`, takes the shard now."""
-    if held_until.get(shard, 0.0) > now:
-        return False
-    when, by = finished.get(shard, (math.inf, worker))
-    return when > (now if by == worker else seen)
 
 
 def main() -> None:
@@ -193,7 +295,7 @@ def main() -> None:
             "generation": time_generation(arguments.images, Path(folder)),
             "restart": time_restart(Path(folder)),
             "share_of_the_models_rate": {name: time_writers(Path(folder), name) for name in ("jpeg", "webp", "png")},
-            "workers": [simulate_workers(seed=seed) for seed in range(5)],
+            "workers": [simulate_workers(Path(folder) / f"workers-{seed}", seed=seed) for seed in range(5)],
         }
     print(write_results("synthesis_scale", results).read_text())
 

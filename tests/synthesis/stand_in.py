@@ -1,15 +1,19 @@
 """A stand-in for the model, and what its datasets are compared by."""
 
 import dataclasses
+import json
 import multiprocessing
+import os
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from lbgen_hf.errors import UserError
 from lbgen_hf.synthesis.generate import Place, generate
 from lbgen_hf.synthesis.plan import Row, Settings
 from lbgen_hf.synthesis.sample import Samples
@@ -64,3 +68,29 @@ def start_worker(
 def _work(out: Path, settings: Settings, sampler: StandIn, batch_size: int, place: Place) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     generate(out, settings, sampler, batch_size=batch_size, place=place)
+
+
+@dataclasses.dataclass(frozen=True)
+class StandInJob:
+    """A job for Ray without a model; each call notes in the folder `log` what ran, where, and on which GPUs."""
+
+    log: Path
+    device: str | None = None
+    error: str = ""
+
+    def resolve(self) -> Settings:
+        self._note("resolve")
+        return make_settings()
+
+    def load_sampler(self, settings: Settings) -> StandIn:
+        self._note("load")
+        if self.error:
+            raise UserError(self.error)
+        return StandIn()
+
+    def _note(self, what: str) -> None:
+        import ray
+
+        gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        note = {"what": what, "pid": os.getpid(), "gpus": gpus}
+        (self.log / uuid.uuid4().hex).write_text(json.dumps(note), encoding="utf-8")

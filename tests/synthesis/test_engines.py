@@ -1,20 +1,22 @@
 """Real processes: `accelerate launch` with gloo, jobs of their own on one folder, Ray with an actor killed."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from stand_in import read_rows
+from stand_in import StandInJob, read_rows
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.synthesis.generate import generate
-from lbgen_hf.synthesis.ray_engine import generate_with_ray
+from lbgen_hf.synthesis.ray_engine import generate_with_ray, gpus_an_actor
 from lbgen_hf.synthesis.sample import Job
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +99,47 @@ def test_ray_survives_an_actor_that_is_killed(sd_folder: Path, tmp_path: Path, q
         ray.shutdown()
     assert killed
     assert read_rows(tmp_path / "out") == quiet
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray cluster that says it has two GPUs."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
+    ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_ray_gives_each_actor_a_gpu_and_the_driver_loads_nothing(two_gpus, finished: Path, tmp_path: Path):
+    for device, gpus, out in [(None, 1, "gpu"), ("cuda", 1, "cuda"), ("cpu", 0, "cpu")]:
+        log = tmp_path / f"log-{out}"
+        log.mkdir()
+        # three are asked for, two have room: the third must not hold up the others
+        generate_with_ray(tmp_path / out, StandInJob(log, device), num_workers=3, batch_size=4)
+        assert read_rows(tmp_path / out) == read_rows(finished)
+        notes = [json.loads(note.read_text()) for note in log.iterdir()]
+        assert os.getpid() not in [note["pid"] for note in notes]
+        assert {len(note["gpus"]) for note in notes} == {gpus}
+        loads = [note["pid"] for note in notes if note["what"] == "load"]
+        assert len(set(loads)) == len(loads) <= (2 if gpus else 3)
+        assert [note["what"] for note in notes].count("resolve") == 1
+    log = tmp_path / "log-error"
+    log.mkdir()
+    with pytest.raises(UserError, match="no model 'gone'"):
+        generate_with_ray(tmp_path / "error", StandInJob(log, error="no model 'gone'"), num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"), [(None, 0, 0), (None, 4, 1), ("cpu", 4, 0), ("cuda", 4, 1), ("cuda:1", 4, 1)]
+)
+def test_an_actor_has_a_gpu_where_the_job_uses_one(device: str | None, num_gpus: int, expected: int):
+    assert gpus_an_actor(device, num_gpus) == expected
+
+
+def test_cuda_in_a_cluster_without_gpus_is_refused():
+    with pytest.raises(UserError, match="the Ray cluster has no GPU for --device cuda"):
+        gpus_an_actor("cuda", 0)
 
 
 def test_ray_needs_a_worker(sd_folder: Path, tmp_path: Path):

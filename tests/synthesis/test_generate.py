@@ -123,11 +123,9 @@ def test_thresholds_that_nothing_passes_end_the_job(tmp_path: Path, images_per_c
     """At once where there are many images, at the end where there are few; never with a dataset of none."""
     settings = make_settings(max_resamples=2, min_quality=4.9, images_per_class=images_per_class)
     calls = []
-    sampler = StandIn(accept=lambda row: calls.append(row), scores=lambda rows: {"quality": [3.0] * len(rows)})
+    sampler = StandIn(accept=lambda row: bool(calls.append(row)), scores=lambda rows: {"quality": [3.0] * len(rows)})
     for _ in range(2):
-        with pytest.raises(
-            UserError, match=r"none of the images passed at any of 3 seeds the thresholds \(--min-q"
-        ):
+        with pytest.raises(UserError, match=r"none of the images passed at any of 3 seeds the thresholds \(--min-q"):
             generate(tmp_path / "out", settings, sampler, batch_size=4)
     assert not (tmp_path / "out" / "README.md").exists()
     assert len(calls) <= 2 * 3 * 30
