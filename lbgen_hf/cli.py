@@ -343,10 +343,19 @@ def classes(
         str,
         typer.Argument(help="imagenet-1k, imagenet-100, biaslab, a text file, or a dataset folder with a ClassLabel."),
     ] = "imagenet-1k",
+    ambiguous: Annotated[
+        bool,
+        typer.Option("--ambiguous", help="Write a list for --classes instead: names of several senses made specific."),
+    ] = False,
 ) -> None:
     """Print a class list: id, wnid (- where there is none) and name, separated by tabs."""
     from lbgen_hf.class_names import load_class_names
 
+    if ambiguous:
+        from lbgen_hf.evaluation.audit.ambiguous import check_names, write_list
+
+        typer.echo(write_list(check_names(source)), nl=False)
+        return
     class_names = load_class_names(source)
     for class_id, (name, wnid) in enumerate(zip(class_names.names, class_names.wnids, strict=True)):
         typer.echo(f"{class_id}\t{wnid or '-'}\t{name}")

@@ -16,6 +16,7 @@ from lbgen_hf.evaluation.audit.collecting import MAX_IMAGES, Sample, collect
 from lbgen_hf.evaluation.audit.comparing import Comparison, compare, pair
 from lbgen_hf.evaluation.audit.findings import Finding, examine_all, verdicts
 from lbgen_hf.evaluation.audit.reading import open_images
+from lbgen_hf.evaluation.audit.set_classification import Told, classify_sets
 from lbgen_hf.evaluation.audit.within_class import Diversity, NearDuplicates, find_near_duplicates, measure_diversity
 from lbgen_hf.files import require_writable, write_atomically
 
@@ -31,6 +32,7 @@ class Audit:
         feature_distance: that of the attributes, each in units of its standard deviation, or of a model's features.
         near_duplicates: which images nearly repeat another.
         comparisons: one a dataset that it was compared with.
+        sets: how well a network tells all these datasets apart, one a transformation; empty where there is one only.
     """
 
     sample: Sample
@@ -39,6 +41,7 @@ class Audit:
     feature_distance: Diversity
     near_duplicates: NearDuplicates
     comparisons: list[Comparison]
+    sets: list[Told]
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -88,6 +91,7 @@ class Audit:
                 "near_duplicates_across_classes": repeats.across_classes(sample.labels),
             },
             "against": [comparison.as_json() for comparison in self.comparisons],
+            "dataset_classification": [told.as_json() for told in self.sets],
         }
 
     def save(self, out: str | Path) -> Path:
@@ -167,6 +171,7 @@ def audit_samples(sample: Sample, others: Sequence[Sample] = (), *, resamples: i
         feature_distance=measure_diversity(_standardised(sample), sample.labels, num_classes, **options),
         near_duplicates=find_near_duplicates(sample),
         comparisons=[compare(sample, other, ATTRIBUTES, **options) for other in others],
+        sets=classify_sets([sample, *others], seed) if others else [],
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from lbgen_hf.evaluation.audit.comparing import Change, Comparison
 from lbgen_hf.evaluation.audit.findings import Finding
+from lbgen_hf.evaluation.audit.set_classification import Told
 from lbgen_hf.evaluation.audit.text import worst_classes
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def make_page(audit: "Audit") -> str:
         _heading(audit),
         _attributes(audit),
         *(_comparison(comparison) for comparison in audit.comparisons),
+        _sets(audit.sets),
         _worst(audit),
         _within_class(audit),
         _unreadable(audit.sample.rejected),
@@ -236,6 +238,27 @@ def _within_class(audit: "Audit") -> str:
         f"<p>{len(repeats.pairs):,} images nearly repeat another.{wrong}</p>"
         '<div class="scroll"><table><tr><th>most alike</th><th>pixels</th><th>features</th><th>repeats</th></tr>'
         f"{rows}</table></div>"
+    )
+
+
+def _sets(sets: list[Told]) -> str:
+    if not sets:
+        return ""
+    rows = []
+    for told in sets:
+        (low, high), (null_low, null_high) = told.interval, told.null_interval
+        word = "worse" if told.is_told else "same"
+        rows.append(
+            f'<tr><td>{told.transformation}</td><td class="{word}">{told.accuracy:.2f} [{low:.2f}, {high:.2f}]</td>'
+            f"<td>{told.null_accuracy:.2f} [{null_low:.2f}, {null_high:.2f}]</td></tr>"
+        )
+    return (
+        "<h2>Can the sets be told apart?</h2><p>How often a small network names the set that an image is from, on "
+        f"{sets[0].num_test:,} images that it was not trained on, where chance is {sets[0].chance:.2f}; all re-encoded to "
+        "one size and format, equally many of each set. Beside it the same network on two random halves of the first "
+        "set, where chance is 0.50: what noise alone gives.</p>"
+        '<div class="scroll"><table><tr><th>what is left of the images</th><th>accuracy</th><th>two halves</th></tr>'
+        f"{''.join(rows)}</table></div>"
     )
 
 

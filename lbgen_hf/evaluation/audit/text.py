@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lbgen_hf.evaluation.audit.comparing import Comparison
+from lbgen_hf.evaluation.audit.set_classification import Told
 
 if TYPE_CHECKING:
     from lbgen_hf.evaluation.audit.auditing import Audit
@@ -33,6 +34,8 @@ def as_text(audit: "Audit") -> str:
     lines += ["", *_worst_classes(audit), *_within_class(audit)]
     for comparison in audit.comparisons:
         lines += ["", *_comparison(comparison)]
+    if audit.sets:
+        lines += ["", *_sets(audit.sets)]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -76,5 +79,16 @@ def _comparison(comparison: Comparison) -> list[str]:
         lines.append(
             f"  {change.name:<18} {change.score:6.3f}, there {change.other:6.3f}: {change.change:+.3f} "
             f"[{low:+.3f}, {high:+.3f}] {change.word}{where}"
+        )
+    return lines
+
+
+def _sets(sets: list[Told]) -> list[str]:
+    lines = [f"accuracy of telling the datasets apart, chance {sets[0].chance:.2f}, {sets[0].num_test:,} test images:"]
+    for told in sets:
+        low, high = told.interval
+        lines.append(
+            f"  {told.transformation:<18} {told.accuracy:.3f} [{low:.3f}, {high:.3f}]; "
+            f"two halves of the first, chance 0.50: {told.null_accuracy:.3f}"
         )
     return lines
