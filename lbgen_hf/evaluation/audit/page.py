@@ -254,9 +254,9 @@ def _sets(sets: list[Told]) -> str:
         )
     return (
         "<h2>Can the sets be told apart?</h2><p>How often a small network names the set that an image is from, on "
-        f"{sets[0].num_test:,} images that it was not trained on, where chance is {sets[0].chance:.2f}; all re-encoded to "
-        "one size and format, equally many of each set. Beside it the same network on two random halves of the first "
-        "set, where chance is 0.50: what noise alone gives.</p>"
+        f"{sets[0].num_test:,} images that it was not trained on, where chance is {sets[0].chance:.2f}; all "
+        "re-encoded to one size and format, equally many of each set. Beside it the same network on two random halves "
+        "of the first set, where chance is 0.50: what noise alone gives.</p>"
         '<div class="scroll"><table><tr><th>what is left of the images</th><th>accuracy</th><th>two halves</th></tr>'
         f"{''.join(rows)}</table></div>"
     )

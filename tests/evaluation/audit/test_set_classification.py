@@ -83,7 +83,6 @@ def test_a_grating_is_told_by_the_high_frequencies_alone(plain: Sample) -> None:
     told = {result.transformation: result for result in classify_sets([plain, noise_set(1, grating=True)])}
     assert told["high pass"].accuracy > 0.95
     assert not told["mean colour"].is_told
-    assert classify_sets([plain, noise_set(1, grating=True)]) == list(told.values())
 
 
 @pytest.mark.slow
