@@ -111,6 +111,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_ray_gives_each_actor_a_gpu_and_the_driver_loads_nothing(two_gpus, finished: Path, tmp_path: Path):
     for device, gpus, out in [(None, 1, "gpu"), ("cuda", 1, "cuda"), ("cpu", 0, "cpu")]:
         log = tmp_path / f"log-{out}"
