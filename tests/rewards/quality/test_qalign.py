@@ -84,6 +84,18 @@ def test_our_score_is_the_ports_own(scorer: QAlignScorer, width: int, height: in
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize(("width", "height"), [(150, 90), (90, 150), (112, 112), (SIZE, 40), (30, 40)])
+def test_our_pixels_are_the_ports_own(scorer: QAlignScorer, width: int, height: int) -> None:
+    """Pixel by pixel, to the 8-bit rounding of the port's image; of mild contrast, so that no overshoot is cut off."""
+    from pyiqa.archs.qalign_arch import expand2square
+
+    image = np.random.default_rng(0).integers(96, 160, (height, width, 3), np.uint8)
+    processor = scorer.model.image_processor
+    theirs = processor.preprocess(expand2square(Image.fromarray(image)), return_tensors="pt")["pixel_values"]
+    ours = scorer.preprocess(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    assert (ours - theirs).abs().max() < 1.01 / 255 / min(processor.image_std)
+
+
 def test_prompt_is_the_ports_and_starts_with_the_start_token(scorer: QAlignScorer) -> None:
     from pyiqa.archs.q_align.modeling_mplug_owl2 import tokenizer_image_token
 
