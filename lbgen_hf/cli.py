@@ -422,15 +422,21 @@ def audit(
     split: Annotated[str | None, typer.Option(help="[default: the only one, or train]")] = None,
     image_column: Annotated[str | None, typer.Option(help="[default: the only one with images]")] = None,
     label_column: Annotated[str | None, typer.Option(help="[default: the only one with labels]")] = None,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Write the findings into the README.md of the dataset's folder.")
+    ] = False,
     max_images: Annotated[int, typer.Option(help="Measure a uniform sample of at most so many.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Of the sample, the shuffles and the bootstrap.")] = 0,
 ) -> None:
     """Measure how much of the label background, place, colour, spectrum and file give away in any dataset."""
     from lbgen_hf.evaluation.audit import audit as run_audit
+    from lbgen_hf.evaluation.audit.card import update_card as write_section
     from lbgen_hf.files import require_writable
 
     if out:
         require_writable(out)
+    if update_card and not (Path(dataset) / "README.md").is_file():
+        raise UserError(f"{dataset} has no README.md to update; --update-card needs a dataset folder with a card")
     with report_errors("lbgen", "Nothing is kept of an unfinished audit."), show_progress("auditing") as progress:
         found = run_audit(
             dataset,
@@ -444,6 +450,8 @@ def audit(
             on_rejected=lambda line: typer.echo(f"lbgen: warning: cannot read {line}; rejected", err=True),
         )
     typer.echo(str(found))
+    if update_card:
+        typer.echo(f"updated {write_section(found, Path(dataset))}")
     if out:
         typer.echo(f"the page is {found.save(out)}; the numbers are in {out / 'audit.json'}")
 
