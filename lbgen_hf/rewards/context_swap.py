@@ -63,7 +63,7 @@ def swap_class(features: Tensor, directions: Tensor, from_ids: Tensor, to_ids: T
         directions: (C, D) what stands for each class; only differences count, so a constant offset does not.
         from_ids: (B,) the classes of the features.
         to_ids: (B,) the classes to move to.
-        shift: how far; METHOD's beta.
+        shift: how far: beta in the formula.
     """
     return F.normalize(features + shift * (directions[to_ids] - directions[from_ids]), dim=-1)
 
