@@ -24,11 +24,15 @@ STEPS = 4
 
 
 @pytest.fixture
-def published(hub: Hub, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Publish a base and a LoRA; returns what the LoRA draws for "goldfish" from seed 0."""
+def base_on_hub(hub: Hub, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     files = {p.relative_to(sd_folder).as_posix(): p.read_bytes() for p in sd_folder.rglob("*") if p.is_file()}
     hub.repos["models", BASE] = Repo(private=False, files=files)
+
+
+@pytest.fixture
+def published(base_on_hub: None, sd_folder: Path, tmp_path: Path) -> np.ndarray:
+    """Publish a LoRA of the base on the Hub; returns what the LoRA draws for "goldfish" from seed 0."""
     pipe = LbGenPipeline.from_pretrained(str(sd_folder))
     pipe.set_progress_bar_config(disable=True)
     torch.manual_seed(0)
@@ -63,7 +67,7 @@ def test_the_card_that_is_uploaded(hub: Hub, published: np.ndarray) -> None:
     assert f'LbGenPipeline.from_pretrained("{LORA}")' in card.text
 
 
-def test_a_hub_that_refuses_is_found_before_training(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_that_refuses_is_found_before_training(base_on_hub: None, tmp_path: Path) -> None:
     config = LbGenConfig(
         pretrained_model_name_or_path=BASE, output_dir=tmp_path, push_to_hub=True, hub_model_id="no/t/ok"
     )

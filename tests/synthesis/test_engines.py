@@ -144,5 +144,5 @@ def test_cuda_in_a_cluster_without_gpus_is_refused():
 
 
 def test_ray_needs_a_worker(sd_folder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="--ray-workers must be at least 1, got 0"):
+    with pytest.raises(UserError, match="--ray-workers must be at least 1 and at most 10000, got 0"):
         generate_with_ray(tmp_path / "out", Job(str(sd_folder)), num_workers=0)
