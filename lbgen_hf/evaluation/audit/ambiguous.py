@@ -100,8 +100,8 @@ def _read(source: str | Path) -> list[tuple[str | None, str]]:
         raise UserError(f"class list {path} is not a UTF-8 text file") from None
     classes = []
     for line in lines:
-        if line and not line.startswith("#"):
-            wnid, name = _LINE.fullmatch(line).groups()
+        if line and not line.startswith("#") and (parts := _LINE.fullmatch(line)):
+            wnid, name = parts.groups()
             if not name and wnid not in lemmas:
                 raise UserError(f"class list {path}: {wnid} is no synset of ImageNet-22k; write its name after it")
             classes.append((wnid, name or lemmas[wnid][0]))
@@ -123,7 +123,7 @@ def _senses(name: str, wnid: str | None, wnids: list[str]) -> tuple[Sense, ...]:
 def _curated() -> dict[str, str]:
     """ImageNet-1k's names as CLIP's authors wrote them, by wnid."""
     imagenet = load_class_names("imagenet-1k")
-    return dict(zip(imagenet.wnids, imagenet.names, strict=True))
+    return {wnid: name for wnid, name in zip(imagenet.wnids, imagenet.names, strict=True) if wnid}
 
 
 def _suggest(name: str, wnid: str) -> str:
