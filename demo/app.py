@@ -23,7 +23,7 @@ from startup import Startup
 from studio import Studio
 from studio_tab import studio_tab
 
-from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.errors import UserError, first_line, report_errors
 from lbgen_hf.synthesis.folder import DatasetFolder
 
 PAPER = "https://arxiv.org/abs/2412.10831"
@@ -140,7 +140,7 @@ def launch(
     try:
         page.launch(**LAUNCH, **options)
     except OSError as error:  # the port is taken, or the host is not ours
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(first_line(error)) from error
 
 
 def find_bias(studio: Studio) -> dict[str, Path]:

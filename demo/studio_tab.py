@@ -13,6 +13,8 @@ import gradio as gr
 from studio import LIMITS, MAX_CLASSES, GeneratedImage, Progress, Request, Studio
 from widgets import gallery_items, make_gallery, make_number, make_slider, status_line, verdict
 
+from lbgen_hf.errors import first_line
+
 _COLUMNS = ["model", "class", "seed", "CLIP score", "quality"]
 _HINT = "Choose classes and press Generate: the images appear here."
 # The order of the validator's inputs.
@@ -93,7 +95,7 @@ def studio_tab(studio: Studio, concurrency_id: str) -> None:
                 shown = images
         except RuntimeError as error:  # out of memory, say: the page must not stay at "Generating"
             logging.getLogger(__name__).exception("generation failed")
-            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            reason = first_line(error)[:160]
             yield gr.skip(), gr.skip(), gr.skip(), status_line(f"Generation failed: {reason}", "error")
 
     def complete(chosen: list[str] | None) -> list[str] | dict:

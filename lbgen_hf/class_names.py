@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 
 # The 100 classes of Tian et al., Contrastive Multiview Coding (ECCV 2020).
 _IMAGENET_100 = Path(__file__).parent / "tables" / "imagenet100_wnids.txt"
@@ -139,7 +139,7 @@ def _dataset_labels(folder: Path) -> list[str]:
         else:
             dataset = datasets.load_dataset(str(folder), streaming=True)
     except (FileNotFoundError, ValueError, DatasetsError) as error:
-        raise UserError(f"{folder} is not a folder that `datasets` opens: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder} is not a folder that `datasets` opens: {first_line(error)}") from None
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))
     features = dataset.features or {}

@@ -1,4 +1,4 @@
-"""Errors that the user can mend, and how every command line of the project reports them."""
+"""Errors that the user can fix, and how every command line of the project reports them."""
 
 import contextlib
 import os
@@ -10,13 +10,19 @@ class UserError(ValueError):
     """Bad input or a full disk: the message is one line that names what was wrong and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 @contextlib.contextmanager
 def report_errors(program: str, on_interrupt: str = "") -> Iterator[None]:
     """Turn `UserError` into one line on stderr and exit code 2, Ctrl-C into exit code 130.
 
     Args:
         program: the name before ": error:".
-        on_interrupt: what is kept and how to go on, said after Ctrl-C.
+        on_interrupt: what is kept and how to resume, said after Ctrl-C.
 
     Under a launcher of several processes, rank 0 alone speaks.
     """

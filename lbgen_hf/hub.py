@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 
 _PATIENCE = 5  # seconds that the Hub has to answer
 
@@ -44,11 +44,6 @@ def loading(source: object, kind: str = "model", known: Iterable[str] = ()) -> I
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _suggest(source: str, known: Iterable[str]) -> str:

@@ -30,8 +30,8 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 try:
     from lbgen_hf.checks import check_finite, check_finite_weights, check_number
-    from lbgen_hf.errors import UserError
-    from lbgen_hf.hub import first_line, loading
+    from lbgen_hf.errors import UserError, first_line
+    from lbgen_hf.hub import loading
     from lbgen_hf.shipped import LBGEN_TINY, resolve
 except ImportError:  # alone on the Hub: errors are plain, numbers are checked by diffusers, and nothing is shipped
     LBGEN_TINY = "lbgen-tiny"

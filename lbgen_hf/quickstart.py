@@ -60,7 +60,7 @@ def _measure(dataset: DatasetFolder) -> dict[str, Estimate]:
     plan = dataset.plan
     images = {row["id"]: pil_to_tensor(row["image"]) / 255 for row in dataset.rows(["image"])}
     by_index = (range(first, first + plan.num_classes) for first in range(0, plan.num_images, plan.num_classes))
-    # each class as often as the others: where an image was rejected, its index is left out
+    # each class as often as the others: where an image was rejected, its index is missing
     whole = [torch.stack([images[i] for i in ids]) for ids in by_index if all(i in images for i in ids)]
     of_classes = torch.stack(whole, dim=1)
     judge = Judge.from_pretrained(resolve(LBGEN_TINY, "judge")).eval()

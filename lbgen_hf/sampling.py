@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lbgen_hf.checks import check_finite, check_number
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.pipeline_lbgen import guided_steps
 
 TRAINING_SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
@@ -58,7 +58,7 @@ def build_scheduler(name: str, config: dict) -> SchedulerMixin:
     try:
         return getattr(diffusers, class_name).from_config(config, **options)
     except ImportError as error:
-        raise UserError(f"the scheduler {name!r} needs a package: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"the scheduler {name!r} needs a package: {first_line(error)}") from error
 
 
 def training_scheduler(name: str, config: dict) -> DDIMScheduler | DDPMScheduler:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from lbgen_hf.checks import check_number
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
 from lbgen_hf.synthesis.card import write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
@@ -221,7 +221,7 @@ def _read_footer(path: Path) -> tuple[pa.Schema, int]:
         metadata = pq.read_metadata(path)
         return metadata.schema.to_arrow_schema(), metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is no parquet file, or damaged: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is no parquet file, or damaged: {first_line(error)}") from error
 
 
 def _score_shard(path: Path, name: str, scorer: QualityScorer, batch_size: int) -> Iterable[int]:
@@ -243,7 +243,7 @@ def _score_shard(path: Path, name: str, scorer: QualityScorer, batch_size: int) 
                     yield len(cells)
         os.replace(draft, path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot score {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot score {path}: {first_line(error)}") from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -277,7 +277,7 @@ def _read_card(card: Path) -> dict | None:
     try:
         return metadata_load(card) if card.exists() else None
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"the front matter of {card} is damaged: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the front matter of {card} is damaged: {first_line(error)}") from error
 
 
 def _declare_column(card: Path, metadata: dict | None) -> None:

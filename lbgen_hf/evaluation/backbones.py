@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.devices import pick_device
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +70,14 @@ def load_backbone(checkpoint: str | Path, device: str | torch.device | None = No
         try:
             model = timm.create_model(name, pretrained=True)
         except Exception as error:
-            raise UserError(f"timm cannot load {name} with weights: {_first_line(error)}") from error
+            raise UserError(f"timm cannot load {name} with weights: {first_line(error)[:300]}") from error
         return from_timm(model, name, device)
     try:
         config = hf_hub_download(name, "config.json")
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"no checkpoint {name!r}: give a folder, a Hub id of a timm or transformers model, or a timm name "
-            f"({_first_line(error)})"
+            f"({first_line(error)[:300]})"
         ) from error
     return _from_config(Path(config), name, name, device)
 
@@ -86,7 +86,7 @@ def _from_config(config: Path, source: str, name: str, device: torch.device) -> 
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"the config.json of {name} is not JSON: {_first_line(error)}") from error
+        raise UserError(f"the config.json of {name} is not JSON: {first_line(error)[:300]}") from error
     if "architecture" in settings:
         import timm
 
@@ -96,7 +96,7 @@ def _from_config(config: Path, source: str, name: str, device: torch.device) -> 
         except Exception as error:
             raise UserError(
                 f"the weights of {name} are not of the architecture {settings['architecture']!r} in its config.json, "
-                f"or cannot be read: {_first_line(error)}"
+                f"or cannot be read: {first_line(error)[:300]}"
             ) from error
         return from_timm(model, name, device)
     if "model_type" in settings:
@@ -150,7 +150,7 @@ def _from_transformers(source: str, name: str, device: torch.device) -> Backbone
         model, info = auto.from_pretrained(source, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(source)
     except Exception as error:
-        raise UserError(f"transformers cannot load {name}: {_first_line(error)}") from error
+        raise UserError(f"transformers cannot load {name}: {first_line(error)[:300]}") from error
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise UserError(f"the weights of {name} lack {len(missing)} of its architecture's, {missing[0]} among them")
@@ -211,8 +211,3 @@ def _weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

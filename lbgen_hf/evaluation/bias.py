@@ -31,7 +31,7 @@ def texture_inclination(
     """How often a classifier that recognises one of two cues goes by texture: TI = texture / (shape + texture).
 
     The ratio is of all decisions together, not a mean over classes. Images whose shape and texture are of one class
-    have no conflict and are left out.
+    have no conflict and are not counted.
 
     Args:
         predictions: (n,) predicted class ids.

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
@@ -46,7 +46,7 @@ class LabelledImages:
         try:
             return self._open(index).convert("RGB")
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read the image {self.name(index)}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"cannot read the image {self.name(index)}: {first_line(error)}") from error
 
     def _open(self, index: int) -> Image.Image:
         raise NotImplementedError

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.pretraining_data import TrainingData
 
@@ -104,5 +104,5 @@ def push(out: Path, config: PretrainingConfig) -> str:
     except LocalTokenNotFoundError as error:
         raise UserError("no token for the Hub: run `hf auth login`, or set HF_TOKEN") from error
     except HfHubHTTPError as error:
-        raise UserError(f"the Hub refused {repo}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the Hub refused {repo}: {first_line(error)}") from error
     return str(url)

@@ -7,13 +7,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from lbgen_hf.checks import check_number
+from lbgen_hf.config_files import make_config_parser, read_yaml
 from lbgen_hf.errors import UserError
 
 # What says where a run is, and nothing of what it computes.
@@ -143,24 +143,9 @@ class PretrainingConfig:
         return {name: str(value) for name, value in vars(self).items() if name not in free}
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def make_parser(description: str | None = None) -> HfArgumentParser:
     """The command line: `--config`, and an option for each field."""
-    parser = _Parser(
-        PretrainingConfig,
-        prog="train_backbone",
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config", type=Path, nargs="+", action="extend", default=[], help="YAML files of options; a later one wins."
-    )
-    return parser
+    return make_config_parser(PretrainingConfig, "train_backbone", description)
 
 
 def parse_config(arguments: Sequence[str], parser: HfArgumentParser | None = None) -> PretrainingConfig:
@@ -173,21 +158,6 @@ def parse_config(arguments: Sequence[str], parser: HfArgumentParser | None = Non
     only_configs = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only_configs.add_argument("--config", type=Path, nargs="+", action="extend", default=[])
     configs = only_configs.parse_known_args(arguments)[0].config
-    earlier = [argument for path in configs for argument in _read_yaml(path)]
+    earlier = [argument for path in configs for argument in read_yaml(path, parser)]
     config, *_ = parser.parse_args_into_dataclasses([*earlier, *arguments], look_for_args_file=False)
     return config
-
-
-def _read_yaml(path: Path) -> list[str]:
-    """The options of a config file as a command line: `mixup: 0.8` is `--mixup=0.8`."""
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read config {path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"config {path} must hold `option: value` lines")
-    known = {field.name for field in dataclasses.fields(PretrainingConfig)}
-    for name in options:
-        if name not in known:
-            raise UserError(f"config {path} has the unknown option {name!r}")
-    return [f"--{name}={value}" for name, value in options.items() if value is not None]

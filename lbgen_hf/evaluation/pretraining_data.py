@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from lbgen_hf.class_names import load_class_names
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.images import LabelledImages, image_folder
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.splits import stratified_split
@@ -110,7 +110,7 @@ def _hub_stream(config: PretrainingConfig) -> Stream:
     try:
         rows = datasets.load_dataset(config.data, split="train", streaming=True)
     except (FileNotFoundError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"`datasets` cannot open {config.data!r}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"`datasets` cannot open {config.data!r}: {first_line(error)}") from error
     image, label = columns_of(rows.features or {}, config.data)
     splits = rows.info.splits or {}
     known = splits["train"].num_examples if "train" in splits else None
@@ -282,6 +282,6 @@ class _StreamBatches(IterableDataset):
         try:
             image = Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
         except (OSError, ValueError, SyntaxError, TypeError) as error:
-            return f"cannot read the image {cell.get('path')} of the stream: {str(error).splitlines()[0]}"
+            return f"cannot read the image {cell.get('path')} of the stream: {first_line(error)}"
         seed_everything(self.batches.sample_seed(epoch, place))
         return self.transform(image), int(row[self.stream.label_column])

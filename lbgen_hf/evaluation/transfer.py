@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.images import DatasetImages, ImageFiles, LabelledImages, image_folder
 from lbgen_hf.evaluation.splits import stratified_split
 
@@ -68,7 +68,7 @@ def load_transfer_dataset(name: str, root: Path) -> TransferDataset:
         train, val, test = _LOADERS[name](root, expected)
     except (RuntimeError, FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"no {name} in {root}: {str(error).splitlines()[0]} Expected the layout of torchvision's class of it."
+            f"no {name} in {root}: {first_line(error)} Expected the layout of torchvision's class of it."
         ) from error
     sizes = (len(train.class_names), len(train), len(val), len(test))
     if sizes != dataclasses.astuple(expected):
@@ -253,7 +253,7 @@ def hub_splits(source: str) -> dict[str, LabelledImages]:
         else:
             found = datasets.load_dataset(source)
     except (FileNotFoundError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"`datasets` cannot open {source!r}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"`datasets` cannot open {source!r}: {first_line(error)}") from error
     if isinstance(found, datasets.Dataset):
         found = {"train": found}
     if "train" not in found:

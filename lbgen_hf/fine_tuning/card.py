@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from lbgen_hf import pipeline_lbgen
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import write_atomically
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.pipeline_lbgen import LORA_FILE
@@ -115,7 +115,7 @@ def create_repo(config: LbGenConfig) -> str:
     try:
         return HfApi().create_repo(repo_id, private=config.hub_private, exist_ok=True).repo_id
     except _HUB_ERRORS as error:
-        raise UserError(f"cannot create {repo_id} on the Hub: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"cannot create {repo_id} on the Hub: {first_line(error)}") from error
 
 
 def push(folder: Path, repo_id: str) -> str:
@@ -127,5 +127,5 @@ def push(folder: Path, repo_id: str) -> str:
     try:
         return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=_PUBLISHED))
     except _HUB_ERRORS as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot upload to {repo_id}: {reason}; the LoRA is in {folder}") from error

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 
@@ -62,7 +62,7 @@ def load_state(checkpoint: Path, settings: dict[str, str]) -> tuple[int, dict[st
             metadata, names = file.metadata(), file.keys()
             state = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{checkpoint / STATE_FILE} cannot be read: {first_line(error)}") from error
     before = json.loads(metadata["settings"])
     for name in sorted(settings.keys() | before.keys()):
         if before.get(name) != settings.get(name):

@@ -2,19 +2,18 @@
 
 # ruff: noqa: RUF009  HfArg is dataclasses.field
 
-import argparse
 import dataclasses
 import functools
 import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
-import yaml
 from transformers import HfArgumentParser, hf_argparser
 
 from lbgen_hf.checks import check_number
+from lbgen_hf.config_files import make_config_parser, read_yaml
 from lbgen_hf.errors import UserError
 from lbgen_hf.sampling import training_scheduler
 
@@ -242,24 +241,9 @@ def _check(name: str, value: object, hint: Any) -> None:
         raise UserError(f"unknown {name} {value!r}; choose from {', '.join(typing.get_args(kind))}")
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.help and action.default not in (None, False, [], argparse.SUPPRESS)
-        return f"{action.help} Default: %(default)s." if shown else action.help
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def make_parser(prog: str = "train_lbgen", description: str | None = None) -> HfArgumentParser:
     """The command line of a run: `--config` and an option for each field of `LbGenConfig`."""
-    parser = _Parser(LbGenConfig, prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
-    parser.add_argument(
-        "--config", type=Path, nargs="+", action="extend", default=[], help="YAML files of options; a later one wins."
-    )
-    return parser
+    return make_config_parser(LbGenConfig, prog, description)
 
 
 def parse_config(
@@ -280,19 +264,5 @@ def parse_config(
     configs = given.config
     if not configs and given.pretrained_model_name_or_path in (default_configs or {}):
         configs = [default_configs[given.pretrained_model_name_or_path]]
-    earlier = [argument for path in configs for argument in _read_yaml(path, parser)]
+    earlier = [argument for path in configs for argument in read_yaml(path, parser)]
     return parser.parse_args_into_dataclasses([*earlier, *arguments], look_for_args_file=False)[0]
-
-
-def _read_yaml(path: Path, parser: HfArgumentParser) -> list[str]:
-    """The options of a config file as a command line: `lora_rank: 16` is `--lora_rank=16`."""
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read config {path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"config {path} must hold `option: value` lines")
-    for name in options:
-        if name == "config" or f"--{name}" not in parser._option_string_actions:
-            raise UserError(f"config {path} has the unknown option {name!r}")
-    return [f"--{name}={value}" for name, value in options.items() if value is not None]

@@ -13,7 +13,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torchvision.utils import make_grid, save_image
 
 from lbgen_hf.class_names import load_class_names
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import locked, require_creatable
 from lbgen_hf.fine_tuning.card import create_repo, push, write_card
 from lbgen_hf.fine_tuning.checkpoints import (
@@ -71,7 +71,7 @@ class LbGenTrainer:
                 project_dir=config.output_dir,
             )
         except ValueError as error:  # another precision was set up in this process
-            raise UserError(str(error).splitlines()[0]) from error
+            raise UserError(first_line(error)) from error
         precision = self.accelerator.mixed_precision
         if precision not in DTYPES:
             raise UserError(f"mixed precision {precision} is not supported; choose from {', '.join(DTYPES)}")

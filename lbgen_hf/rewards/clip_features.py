@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.shipped import resolve
 
 
@@ -119,7 +119,7 @@ class ClipFeatures(nn.Module):
                     require_pretrained=True,
                 )
         except (RuntimeError, ValueError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"cannot load CLIP model {name!r} with weights {weights!r}: {reason}") from error
         return cls(loaded, open_clip.get_tokenizer(name)).to(device=device, dtype=dtype)
 

@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import require_creatable
 from lbgen_hf.synthesis.plan import MAX_RESOLUTION, Plan, Row, Settings
 from lbgen_hf.synthesis.shard import ROW_GROUP_SIZE, WORK_FOLDER, Footer, encode_image, explain_no_space, read_footer
@@ -452,7 +452,7 @@ def _is_repo_id(repo_id: str) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return first_line(error)[:200]
 
 
 def _versions() -> dict[str, str]:

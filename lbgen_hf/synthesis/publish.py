@@ -8,7 +8,7 @@ import webdataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import write_atomically
 from lbgen_hf.synthesis.card import CARD, SHEET, write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder, check_repo_id
@@ -108,7 +108,7 @@ def _explain(error: BaseException, repo_id: str) -> str | None:
             return "the Hub does not know this token; run `hf auth login`, or set HF_TOKEN"
         if status in (403, 404):
             return f"the Hub does not let this token write to {repo_id}; use a token with write access to it"
-        return f"the Hub failed ({str(error).strip().splitlines()[0]}); run the same command again to resume"
+        return f"the Hub failed ({first_line(error)}); run the same command again to resume"
     # The client's transport raises errors of its own: requests', httpx's or httpx2's, by the client's version.
     if isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in (
         "httpx",

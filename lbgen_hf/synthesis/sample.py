@@ -14,9 +14,9 @@ from torch import Tensor
 from lbgen_hf.checks import check_finite
 from lbgen_hf.class_names import ClassNames, load_class_names
 from lbgen_hf.devices import DTYPES, pick_device
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import sha256_of
-from lbgen_hf.hub import first_line, loading
+from lbgen_hf.hub import loading
 from lbgen_hf.pipeline_lbgen import (
     LORA_FILE,
     LbGenPipeline,

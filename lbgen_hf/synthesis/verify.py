@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.leases import alone_in, count_workers
 from lbgen_hf.synthesis.plan import Row, Settings
@@ -135,7 +135,7 @@ def _look_at(cell: dict[str, Any] | None) -> dict[str, Any]:
     try:
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return {"digest": digest, "problem": f"cannot be decoded: {str(error).splitlines()[0]}"}
+        return {"digest": digest, "problem": f"cannot be decoded: {first_line(error)}"}
     black = max(high for _, high in image.getextrema()) < _BLACK
     return {"digest": digest, "problem": "is black" if black else None}
 

@@ -32,7 +32,7 @@ def base_on_hub(hub: Hub, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def published(base_on_hub: None, sd_folder: Path, tmp_path: Path) -> np.ndarray:
-    """Publish a LoRA of the base on the Hub; returns what the LoRA draws for "goldfish" from seed 0."""
+    """Publish a LoRA of the base on the Hub; returns what the LoRA generates for "goldfish" from seed 0."""
     pipe = LbGenPipeline.from_pretrained(str(sd_folder))
     pipe.set_progress_bar_config(disable=True)
     torch.manual_seed(0)

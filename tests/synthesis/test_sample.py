@@ -1,4 +1,4 @@
-"""The sampler draws what the plain pipeline draws."""
+"""The sampler gives what the plain pipeline gives."""
 
 import dataclasses
 import hashlib
@@ -223,7 +223,7 @@ def test_a_score_that_is_not_a_number_ends_the_job(pipe: LbGenPipeline):
 
 
 def test_a_black_image_is_resampled(pipe: LbGenPipeline, monkeypatch: pytest.MonkeyPatch):
-    """`verify --fix` and a second `generate` then mend it: its seed would give it again."""
+    """`verify --fix` and a second `generate` then fix it: its seed would give it again."""
     settings = settings_of(pipe)
     sampler = PipelineSampler(pipe, settings)
     decode = sampler._decode

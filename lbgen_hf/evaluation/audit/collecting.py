@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.audit.attributes import ATTRIBUTES, measure_pixels
 from lbgen_hf.evaluation.audit.files import decode
 from lbgen_hf.evaluation.audit.reading import LabelledImages, Row
@@ -175,7 +175,7 @@ def _measure(rows: list[Row], thumbnail_size: int) -> _Measured:
                 decoded.append(decode(row.read(), thumbnail_size))
                 read.append(place)
             except _UNREADABLE as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 rejected.append(f"{row.name}: {reason if len(reason) < 100 else 'not an image'}")
     if not read:
         return _Measured([], rejected, {}, np.empty((0, SMALL, SMALL, 3), np.uint8), [])

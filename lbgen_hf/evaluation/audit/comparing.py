@@ -103,7 +103,7 @@ def compare(
 
     Args:
         a, b: the dataset, and the one that it is compared with.
-        attributes: which to compare; those that either lacks are left out.
+        attributes: which to compare; those that either lacks are omitted.
         resamples, seed: of the shuffles and bootstraps.
     """
     a, b = pair(a, b, seed)

@@ -33,7 +33,7 @@ class Relation:
     Attributes:
         score: share of the label's entropy that the attribute gives away, corrected for chance; 0 is no relation, where
             it may come out a little below zero.
-        replicates: (R,) the score of bootstrap samples, drawn within each class and centred on the score.
+        replicates: (R,) the score of bootstrap samples, taken within each class and centred on the score.
         null: (R,) the score under shuffled labels.
         p_value: how often shuffled labels score at least as much: (1 + count) / (1 + R).
         classes: (C,) the same share for each class: how far the attribute alone tells it from the rest.
@@ -97,7 +97,7 @@ def _halves(values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def count_table(labels: np.ndarray, cells: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C, A) how many images of each class lie in each cell; cells that are empty are left out."""
+    """(C, A) how many images of each class lie in each cell; cells that are empty are omitted."""
     cells = np.unique(cells, return_inverse=True)[1]
     width = int(cells.max()) + 1
     return np.bincount(labels * width + cells, minlength=num_classes * width).reshape(num_classes, width)
@@ -178,7 +178,7 @@ def _shuffled_tables(table: np.ndarray, total: int, rng: np.random.Generator) ->
 
 
 def _resampled_tables(table: np.ndarray, total: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """(chunk, C, A) tables of images drawn with replacement within each class."""
+    """(chunk, C, A) tables of images sampled with replacement within each class."""
     of_class = table.sum(1)
     for size in _chunks(table, total):
         yield rng.multinomial(of_class, table / of_class[:, None], size=(size, len(table)))

@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 from huggingface_hub.errors import HfHubHTTPError
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 
 _LABEL_NAMES = ("label", "labels", "class", "target")
 _IMAGE_NAMES = ("image", "img", "jpg", "png")
@@ -91,7 +91,7 @@ def explain(name: str) -> Iterator[None]:
     except UserError:
         raise
     except _FAILURES as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot read {name}: {reason}") from error
 
 

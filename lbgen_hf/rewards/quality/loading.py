@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from lbgen_hf.devices import pick_device
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.rewards.quality.scorer import QualityScorer
 from lbgen_hf.shipped import LBGEN_TINY, resolve
 
 NAMES = {
-    LBGEN_TINY: "shipped, for 64x64 biaslab pictures",
+    LBGEN_TINY: "shipped, for 64x64 biaslab images",
     "qalign": "the paper's: Q-ALIGN, 8 billion weights; needs pyiqa, whose licence is non-commercial",
     "vlm:<repo>": "any image-text-to-text model of the Hub, asked as Q-ALIGN is",
     "pyiqa:<metric>": "a differentiable metric of pyiqa without reference: clipiqa, musiq, topiq_nr, ...",
@@ -53,7 +53,7 @@ def load_quality_scorer(
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the scorer {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot load the scorer {name}: {first_line(error)}") from error
 
 
 def check_scorer(name: str) -> tuple[str, str]:

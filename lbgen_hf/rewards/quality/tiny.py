@@ -1,4 +1,4 @@
-"""lbgen-tiny's scorer: a small convolutional network with five level logits, for 64x64 biaslab pictures."""
+"""lbgen-tiny's scorer: a small convolutional network with five level logits, for 64x64 biaslab images."""
 
 import os
 from pathlib import Path
