@@ -42,13 +42,16 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def save_state(folder: Path, step: int, state: dict[str, Tensor], settings: dict[str, str]) -> None:
-    """Write a run's state after `step` steps, and the settings that must not change when it is resumed."""
-    metadata = {"step": str(step), "settings": json.dumps(settings)}
+    """Write a run's state after `step` steps, and the settings that must not change when it is resumed.
+
+    The number of threads is part of the state: on a CPU it decides how sums are split, and so their last bits.
+    """
+    metadata = {"step": str(step), "settings": json.dumps(settings), "threads": str(torch.get_num_threads())}
     save_file({name: value.contiguous() for name, value in state.items()}, folder / STATE_FILE, metadata=metadata)
 
 
 def load_state(checkpoint: Path, settings: dict[str, str]) -> tuple[int, dict[str, Tensor]]:
-    """The step and the state that `save_state` wrote, on the CPU.
+    """The step and the state that `save_state` wrote, on the CPU; torch gets the number of threads that it had.
 
     Args:
         checkpoint: the folder.
@@ -68,6 +71,7 @@ def load_state(checkpoint: Path, settings: dict[str, str]) -> tuple[int, dict[st
         if before.get(name) != settings.get(name):
             was, now = before.get(name), settings.get(name)
             raise UserError(f"{checkpoint} began with {name} {was}, it cannot be resumed with {now}")
+    torch.set_num_threads(int(metadata["threads"]))
     return int(metadata["step"]), state
 
 

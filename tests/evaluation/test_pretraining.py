@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -73,7 +74,16 @@ def state_hashes(out: Path, step: int) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_a_run_killed_by_sigkill_ends_with_the_bytes_of_an_uninterrupted_one(image_data: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
     config = PretrainingConfig(data=str(image_data), output_dir=tmp_path / "whole", checkpointing_steps=5, **FAST_5)
     row = Pretraining(config).train()
     steps = 4 * 6
@@ -94,6 +104,7 @@ def test_a_run_killed_by_sigkill_ends_with_the_bytes_of_an_uninterrupted_one(ima
     process.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
 
+    torch.set_num_threads(3)  # as on a machine with more cores; resuming takes the run's own number
     resumed = PretrainingConfig(
         data=str(image_data),
         output_dir=tmp_path / "killed",
