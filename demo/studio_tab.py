@@ -60,7 +60,7 @@ def studio_tab(studio: Studio, concurrency_id: str) -> None:
             status = gr.HTML(status_line(_HINT), padding=False, elem_id="status")
             with gr.Row(elem_classes="lb-pair lb-results"):
                 galleries = [make_gallery(side, f"gallery-{side}", columns=2) for side in ("left", "right")]
-            with gr.Accordion("Scores of every image", open=False, elem_classes="lb-results"):
+            with gr.Accordion("Scores of every image", open=False, elem_classes="lb-scores"):
                 table = gr.Dataframe(headers=_COLUMNS, interactive=False, show_label=False, wrap=True)
 
     def generate(
