@@ -150,8 +150,8 @@ def find_bias(studio: Studio) -> dict[str, Path]:
 
 
 # Gradio's buttons that remove a chosen class act on every key, Tab too: whoever only passed by would lose the class.
-# Its thumbnails are all called "Thumbnail 1 of 4" and so on: without that, their captions name them. On a phone the images
-# stand below the controls.
+# Its thumbnails are called "Thumbnail 1 of 4" and so on: without that, their captions name them.
+# On a phone the images stand below the controls.
 _SCRIPT = """<script>
 addEventListener("keydown", (event) => {
   const presses = event.key === "Enter" || event.key === " ";
