@@ -422,6 +422,12 @@ def audit(
     split: Annotated[str | None, typer.Option(help="[default: the only one, or train]")] = None,
     image_column: Annotated[str | None, typer.Option(help="[default: the only one with images]")] = None,
     label_column: Annotated[str | None, typer.Option(help="[default: the only one with labels]")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="A CLIP, timm or transformers model that looks at the background too.")
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option(help="A text file, a word or phrase a line: which of them CLIP finds in the images.")
+    ] = None,
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Write the findings into the README.md of the dataset's folder.")
     ] = False,
@@ -429,6 +435,7 @@ def audit(
     seed: Annotated[int, typer.Option(help="Of the sample, the shuffles and the bootstrap.")] = 0,
 ) -> None:
     """Measure how much of the label background, place, colour, spectrum and file give away in any dataset."""
+    from lbgen_hf.class_names import load_class_names
     from lbgen_hf.evaluation.audit import audit as run_audit
     from lbgen_hf.evaluation.audit.card import update_card as write_section
     from lbgen_hf.files import require_writable
@@ -444,6 +451,8 @@ def audit(
             split=split,
             image_column=image_column,
             label_column=label_column,
+            features=features,
+            words=load_class_names(words).names if words else (),
             max_images=max_images,
             seed=seed,
             progress=progress,

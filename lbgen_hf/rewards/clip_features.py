@@ -70,6 +70,13 @@ def check_clip(model: str | Path, weights: str | None) -> str:
     return name
 
 
+def is_clip(model: str | Path) -> bool:
+    """Whether `ClipFeatures.from_pretrained` is the one that loads a model of this name."""
+    name = resolve(model, "clip")
+    is_folder = (Path(name) / "open_clip_config.json").is_file()
+    return is_folder or name.startswith(_OWN_WEIGHTS) or name in open_clip.list_models()
+
+
 class ClipFeatures(nn.Module):
     """A frozen CLIP model: `image_features(images)` and `text_features(texts)`, both L2-normalised, (B, feature_dim).
 
@@ -122,6 +129,12 @@ class ClipFeatures(nn.Module):
             reason = first_line(error)
             raise UserError(f"cannot load CLIP model {name!r} with weights {weights!r}: {reason}") from error
         return cls(loaded, open_clip.get_tokenizer(name)).to(device=device, dtype=dtype)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that images are resized to."""
+        size = self._preprocess_config["size"]
+        return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
     def feature_dim(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.fft import rfft2
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
-from lbgen_hf.evaluation.audit.saliency import GRID, object_masks
+from lbgen_hf.evaluation.audit.saliency import GRID, object_boxes, object_masks
 
 SIZE = 64
 _LEAST_RING = 0.1  # of the frame
@@ -30,6 +30,7 @@ class Attribute:
         meaning: what it is.
         advice: what to do where it tells the class.
         categorical: its values are ids, not quantities.
+        value_names: what the ids of a categorical attribute stand for, where there are names.
     """
 
     name: str
@@ -38,9 +39,10 @@ class Attribute:
     meaning: str
     advice: str
     categorical: bool = False
+    value_names: tuple[str, ...] = ()
 
 
-_VARY_BACKGROUND = "collect or generate the class on other backgrounds, or paste its objects on those of other classes"
+VARY_BACKGROUND = "collect or generate the class on other backgrounds, or paste its objects on those of other classes"
 _JITTER = "augment with colour jitter, or collect under other light and cameras"
 _REENCODE = "re-encode all images to one size, format and quality before training"
 _TEXTURE_STEPS = (0.5, 0.5, 0.25, 0.25)
@@ -48,13 +50,13 @@ _TEXTURE_STEPS = (0.5, 0.5, 0.25, 0.25)
 ATTRIBUTES = {
     attribute.name: attribute
     for attribute in [
-        Attribute("background_colour", "background", (10, 10, 10), "mean Lab colour of the ring", _VARY_BACKGROUND),
+        Attribute("background_colour", "background", (10, 10, 10), "mean Lab colour of the ring", VARY_BACKGROUND),
         Attribute(
             "background_texture",
             "background",
             _TEXTURE_STEPS,
             "fine and coarse gradient energy of the ring, and its direction",
-            _VARY_BACKGROUND,
+            VARY_BACKGROUND,
         ),
         Attribute(
             "object_place",
@@ -125,7 +127,7 @@ def measure_pixels(pixels: np.ndarray) -> dict[str, np.ndarray]:
     values = {
         "background_colour": _mean_over(ring, lab),
         "background_texture": gradients.texture(ring),
-        "object_place": _centres(masks),
+        "object_place": np.where(masks.any((1, 2))[:, None], object_boxes(masks).mean(2) / GRID, np.nan),
         "object_size": np.where(masks.any((1, 2)), np.sqrt(masks.mean((1, 2))), np.nan)[:, None],
         "object_texture": gradients.texture(inside),
         "mean_colour": lab[..., 1:].mean((1, 2)),
@@ -161,19 +163,6 @@ def _mean_over(region: np.ndarray, values: np.ndarray) -> np.ndarray:
     count = region.sum((1, 2))
     total = np.einsum("bhw,bhwd->bd", region.astype(values.dtype), values)
     return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], np.nan)
-
-
-def _centres(masks: np.ndarray) -> np.ndarray:
-    """The centre (B, 2), x and y in [0, 1], of the box that holds all but 2 % of each mask on either side.
-
-    A box's centre, unlike a centroid, says little of the object's shape, which is the class's own.
-    """
-    count = masks.sum((1, 2))[:, None]
-    centres = []
-    for axis in (1, 2):
-        below = masks.sum(axis).cumsum(1) / np.maximum(count, 1)
-        centres.append(((below <= 0.02).sum(1) + (below < 0.98).sum(1) + 1) / 2 / GRID)
-    return np.where(count > 0, np.stack(centres, -1), np.nan)
 
 
 class _Gradients:

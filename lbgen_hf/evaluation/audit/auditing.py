@@ -11,10 +11,10 @@ import numpy as np
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation.audit.attributes import ATTRIBUTES
 from lbgen_hf.evaluation.audit.collecting import MAX_IMAGES, Sample, collect
 from lbgen_hf.evaluation.audit.comparing import Comparison, compare, pair
-from lbgen_hf.evaluation.audit.findings import Finding, examine_all, verdicts
+from lbgen_hf.evaluation.audit.findings import Finding, examine_sample, verdicts
+from lbgen_hf.evaluation.audit.model_features import THUMBNAIL_SIZE, add_features, load_model
 from lbgen_hf.evaluation.audit.reading import open_images
 from lbgen_hf.evaluation.audit.set_classification import Told, classify_sets
 from lbgen_hf.evaluation.audit.within_class import Diversity, NearDuplicates, find_near_duplicates, measure_diversity
@@ -123,6 +123,8 @@ def audit(
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    features: str | None = None,
+    words: Sequence[str] = (),
     max_images: int = MAX_IMAGES,
     resamples: int = 999,
     seed: int = 0,
@@ -135,6 +137,9 @@ def audit(
         dataset: an image folder, a parquet file, what `datasets.load_dataset` opens, or an object of `datasets`.
         against: one more of those, or a list of them: with the same classes, to compare with.
         split, image_column, label_column: which; default: the only one there is, or train.
+        features: a model that looks at the images too: a CLIP as `ClipFeatures.from_pretrained` takes it, or a timm or
+            transformers model; a probe on its features of the background and the distances of whole images are added.
+        words: of which the nearest to each image is an attribute too; `features` must be a CLIP.
         max_images: measure at most so many, a uniform sample; the rest is read past.
         resamples: label shuffles and bootstrap samples an attribute; the smallest p-value is 1 / (1 + resamples).
         seed: of everything random.
@@ -142,16 +147,25 @@ def audit(
         on_rejected: told of each unreadable image, "name: reason"; they are in `Audit.sample.rejected` too.
 
     Raises:
-        UserError: no images, no or several label columns, one class, fewer than 5 images of a class, no common class.
+        UserError: no images, no or several label columns, one class, fewer than 5 images of a class, no common class,
+            no such model, words without a CLIP.
     """
     check_number("max_images", max_images, at_least=10, integer=True)
     check_number("resamples", resamples, at_least=99, integer=True)
     others = list(against) if isinstance(against, list | tuple) else [] if against is None else [against]
     columns = {"split": split, "image_column": image_column, "label_column": label_column}
+    if words and not features:
+        raise UserError("--words needs --features with a CLIP, whose text encoder reads them")
     samples = []
     # All are opened before the first is measured: what is wrong with any is said at once.
-    for images in [open_images(source, **columns) for source in [dataset, *others]]:
-        samples.append(collect(images, max_images=max_images, seed=seed, progress=progress, on_rejected=on_rejected))
+    opened = [open_images(source, **columns) for source in [dataset, *others]]
+    model = load_model(features, words) if features else None
+    options = {"max_images": max_images, "seed": seed, "progress": progress, "on_rejected": on_rejected}
+    for images in opened:
+        if model:
+            samples.append(add_features(collect(images, thumbnail_size=THUMBNAIL_SIZE, **options), model, progress))
+        else:
+            samples.append(collect(images, **options))
     return audit_samples(samples[0], samples[1:], resamples=resamples, seed=seed)
 
 
@@ -161,23 +175,25 @@ def audit_samples(sample: Sample, others: Sequence[Sample] = (), *, resamples: i
         pair(sample, other)
     num_classes = len(sample.class_names)
     options = {"resamples": resamples, "seed": seed}
-    findings = examine_all(ATTRIBUTES, sample.values, sample.labels, num_classes, **options)
+    findings = examine_sample(sample, **options)
     if not findings:
         raise UserError(f"{sample.name} has no attribute in two classes or more")
     return Audit(
         sample=sample,
         findings=findings,
         pixel_distance=measure_diversity(sample.small, sample.labels, num_classes, **options),
-        feature_distance=measure_diversity(_standardised(sample), sample.labels, num_classes, **options),
+        feature_distance=measure_diversity(_vectors(sample), sample.labels, num_classes, **options),
         near_duplicates=find_near_duplicates(sample),
-        comparisons=[compare(sample, other, ATTRIBUTES, **options) for other in others],
+        comparisons=[compare(sample, other, **options) for other in others],
         sets=classify_sets([sample, *others], seed) if others else [],
     )
 
 
-def _standardised(sample: Sample) -> np.ndarray:
-    """All attributes of the pixels, (n, D), each in units of its standard deviation; a missing one is 0."""
-    chosen = [sample.values[name] for name, attribute in ATTRIBUTES.items() if attribute.axis != "file"]
+def _vectors(sample: Sample) -> np.ndarray:
+    """A model's features (n, D), or all attributes of the pixels in units of their deviations; a missing one is 0."""
+    if sample.features is not None:
+        return sample.features
+    chosen = [sample.values[name] for name, attribute in sample.attributes.items() if attribute.axis != "file"]
     values = np.concatenate(chosen, 1)
     deviation = np.nanstd(values, 0)
     return np.nan_to_num((values - np.nanmean(values, 0)) / np.where(deviation > 0, deviation, 1))

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.evaluation.audit.attributes import ATTRIBUTES, measure_pixels
+from lbgen_hf.evaluation.audit.attributes import ATTRIBUTES, Attribute, measure_pixels
 from lbgen_hf.evaluation.audit.files import decode
 from lbgen_hf.evaluation.audit.reading import LabelledImages, Row
 
@@ -57,6 +57,9 @@ class Sample:
         small: (n, 8, 8, 3) uint8.
         num_rows: of the dataset.
         rejected: "name: reason" of each image that could not be read.
+        attributes: what `values` holds.
+        features: (n, D) float16 of the whole images, where a model looked at them.
+        background: (n, D) float16 of the backgrounds; NaN where an image has none.
     """
 
     name: str
@@ -68,6 +71,9 @@ class Sample:
     rejected: list[str]
     _thumbnails: Thumbnails
     _places: np.ndarray
+    attributes: dict[str, Attribute] = dataclasses.field(default_factory=lambda: dict(ATTRIBUTES))
+    features: np.ndarray | None = None
+    background: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,6 +91,8 @@ class Sample:
             values={name: value[rows] for name, value in self.values.items()},
             small=self.small[rows],
             _places=self._places[rows],
+            features=None if self.features is None else self.features[rows],
+            background=None if self.background is None else self.background[rows],
         )
 
 

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation.audit.attributes import Attribute
 from lbgen_hf.evaluation.audit.collecting import LEAST_OF_CLASS, Sample
-from lbgen_hf.evaluation.audit.findings import Finding, examine_all
+from lbgen_hf.evaluation.audit.findings import Finding, examine_sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,26 +95,21 @@ def pair(a: Sample, b: Sample, seed: int = 0) -> tuple[Sample, Sample]:
     return paired[0], paired[1]
 
 
-def compare(
-    a: Sample, b: Sample, attributes: dict[str, Attribute], *, resamples: int = 999, seed: int = 0
-) -> Comparison:
-    """Score both datasets on the classes that they share, and take the differences.
+def compare(a: Sample, b: Sample, *, resamples: int = 999, seed: int = 0) -> Comparison:
+    """Score both datasets on the classes that they share, and take the differences; omit what either lacks.
 
     Args:
         a, b: the dataset, and the one that it is compared with.
-        attributes: which to compare; those that either lacks are omitted.
         resamples, seed: of the shuffles and bootstraps.
     """
     a, b = pair(a, b, seed)
     examined: list[dict[str, Finding]] = []
     for place, sample in enumerate((a, b)):
         # Another seed for each: their bootstraps are independent.
-        found = examine_all(
-            attributes, sample.values, sample.labels, len(sample.class_names), resamples=resamples, seed=seed + place
-        )
+        found = examine_sample(sample, resamples=resamples, seed=seed + place)
         examined.append({finding.attribute.name: finding for finding in found})
     changes, classes = [], {}
-    for name in examined[0].keys() & examined[1].keys():
+    for name in [name for name in examined[0] if name in examined[1]]:
         x, y = examined[0][name].relation, examined[1][name].relation
         changes.append(_change(name, x.score, y.score, x.replicates - y.replicates))
         replicates = x.class_replicates - y.class_replicates
@@ -124,13 +118,9 @@ def compare(
             for i, class_name in enumerate(a.class_names)
             if np.isfinite(x.classes[i] - y.classes[i])
         ]
-    order = list(attributes)
-    changes.sort(key=lambda change: order.index(change.name))
     counts = np.bincount(a.labels, minlength=len(a.class_names))
     per_class = dict(zip(a.class_names, counts.tolist(), strict=True))
-    return Comparison(
-        b.name, a.class_names, per_class, changes, {change.name: classes[change.name] for change in changes}
-    )
+    return Comparison(b.name, a.class_names, per_class, changes, classes)
 
 
 def _change(name: str, score: float, other: float, replicates: np.ndarray) -> Change:

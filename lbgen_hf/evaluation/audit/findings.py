@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lbgen_hf.evaluation.audit.attributes import Attribute
+from lbgen_hf.evaluation.audit.collecting import Sample
 from lbgen_hf.evaluation.audit.information import (
     Relation,
     count_table,
@@ -16,6 +17,7 @@ from lbgen_hf.evaluation.audit.information import (
     num_cells,
     relate,
 )
+from lbgen_hf.evaluation.audit.model_features import PROBE, predict_from_background
 
 FALSE_ALARMS = 0.02  # the chance that any attribute of an unbiased dataset is called biased
 COLLAPSED = 0.1  # nats of an attribute given the label, below which it does not vary
@@ -61,6 +63,12 @@ class Finding:
             "p_value": self.relation.p_value,
             "entropy_given_label": self.entropy_given_label,
         }
+
+    def typical_value(self, labels: np.ndarray, class_id: int) -> str | None:
+        """The name of the value that gives a class away; None where values have no names."""
+        examples, _ = self.typical_images(labels, class_id)
+        names = self.attribute.value_names
+        return names[self.cells[examples[0]]] if names and len(examples) else None
 
     def typical_images(self, labels: np.ndarray, class_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Images of a class that the attribute gives away, and images of the class that it does not, best first."""
@@ -149,6 +157,16 @@ def examine_all(
         if name in values
     )
     return [finding for finding in findings if finding is not None]
+
+
+def examine_sample(sample: Sample, *, resamples: int = 999, seed: int = 0) -> list[Finding]:
+    """Score every attribute of a sample; a probe on the background's features is one where the sample has features."""
+    attributes, values = sample.attributes, sample.values
+    if sample.background is not None:
+        named = dataclasses.replace(PROBE, value_names=tuple(sample.class_names))
+        attributes = {**attributes, PROBE.name: named}
+        values = {**values, PROBE.name: predict_from_background(sample, seed)}
+    return examine_all(attributes, values, sample.labels, len(sample.class_names), resamples=resamples, seed=seed)
 
 
 def verdicts(findings: list[Finding]) -> list[str]:

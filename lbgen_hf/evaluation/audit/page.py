@@ -33,6 +33,8 @@ number of attributes, is at most 0.02: one unbiased dataset in fifty gets such a
 and nothing to learn from either: a score of zero is then no good news.</li>
 <li>The object is what differs in colour from the border of the frame; the background is the ring around it. An object
 that fills the frame is taken for background, or has none. Look at the examples before believing a score.</li>
+<li>“Background features” is how well a linear probe on a model's features of a square beside the object predicts the
+class of images that it was not fitted to; “nearest word” is the one of a list that CLIP chooses (--features).</li>
 <li>Colour, brightness, contrast and spectrum are those of the whole image: a biased background moves them too.</li>
 <li>A relation is not a fault by itself: fish live in water. It is what a network can use in place of the object.</li>
 </ul>
@@ -156,9 +158,11 @@ def _worst_of(audit: "Audit", finding: Finding, class_ids: list[int], is_open: b
     for class_id, name in zip(class_ids, names, strict=True):
         examples, counter_examples = finding.typical_images(audit.sample.labels, class_id)
         total = len(examples) + len(counter_examples)
+        value = finding.typical_value(audit.sample.labels, class_id)
+        typical = f"the typical value, {escape(value)}" if value else "the typical value"
         parts.append(
             f"<h3>{escape(name)} <small>score {finding.relation.classes[class_id]:.2f}</small></h3>"
-            f'<div class="pair"><div><small>{len(examples)} of {total} images have the typical value</small>'
+            f'<div class="pair"><div><small>{len(examples)} of {total} images have {typical}</small>'
             f"{_strip(audit, examples, name)}</div><div><small>{len(counter_examples)} have another</small>"
             f"{_strip(audit, counter_examples, name)}</div></div>"
         )

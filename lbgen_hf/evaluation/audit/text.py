@@ -59,7 +59,8 @@ def _worst_classes(audit: "Audit") -> list[str]:
 def _within_class(audit: "Audit") -> list[str]:
     repeats = audit.near_duplicates
     lines = [""]
-    for what, distance in (("pixels", audit.pixel_distance), ("attributes", audit.feature_distance)):
+    vectors = "attributes" if audit.sample.features is None else "features"
+    for what, distance in (("pixels", audit.pixel_distance), (vectors, audit.feature_distance)):
         low, high = distance.interval
         lines.append(
             f"distance within a class against the whole set, {what}: {distance.mean:.3f} [{low:.3f}, {high:.3f}]"
