@@ -1,5 +1,6 @@
 """Whole runs on a random tiny stack: what they leave, what each option changes, and interrupted or split runs."""
 
+import dataclasses
 import json
 import math
 import random
@@ -18,6 +19,7 @@ from small_runs import assert_same, command_line, distance, finish, launch, read
 from lbgen_hf import LbGenPipeline
 from lbgen_hf.errors import UserError
 from lbgen_hf.files import locked
+from lbgen_hf.fine_tuning import step
 from lbgen_hf.fine_tuning.checkpoints import STATE_FILE
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.pipeline_lbgen import LORA_FILE
@@ -118,12 +120,28 @@ def test_an_option_leaves_the_lora(make_config, lora_without, options):
     assert_same(train(make_config(**SHORT | options)), lora_without)
 
 
-def test_gradient_checkpointing_changes_the_rounding_alone(make_config, tmp_path):
+@pytest.fixture
+def in_float64(monkeypatch):
+    """Training with the UNet and the decoder in float64.
+
+    The decoder's ReLUs have kinks. In float32 the order of a sum, which differs between CPUs, thread counts and sizes of
+    a batch, moves a few values across one, and the gradient by 2e-3 of its norm; in float64 by 3e-7.
+    """
+    monkeypatch.setitem(step.DTYPES, "no", torch.float64)
+    sample_batch = step.sample_batch
+
+    def sample_batch_in_float64(*args):
+        batch = sample_batch(*args)
+        return dataclasses.replace(batch, noise=batch.noise.double())
+
+    monkeypatch.setattr(step, "sample_batch", sample_batch_in_float64)
+
+
+def test_gradient_checkpointing_changes_the_rounding_alone(make_config, tmp_path, in_float64):
     extra = SHORT | {"max_train_steps": 1}
     plain = train(make_config(**extra, output_dir=tmp_path / "plain"))
     checkpointed = train(make_config(**extra, output_dir=tmp_path / "checkpointed", gradient_checkpointing=True))
-    gradients = [gradient(plain), gradient(checkpointed)]
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5 * gradients[0].abs().max().item())
+    assert relative_distance(gradient(checkpointed), gradient(plain)) < 1e-5
 
 
 def test_the_compiled_unet_runs_the_steps_without_gradients(make_config, lora_without, monkeypatch):
@@ -150,6 +168,11 @@ def gradient(output_dir: Path, step: int = 1) -> torch.Tensor:
     return torch.cat([state[name].flatten() for name in moments])
 
 
+def relative_distance(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """The norm of the difference over the reference's norm."""
+    return ((value - reference).norm() / reference.norm()).item()
+
+
 def test_guidance_outside_its_fractions_is_still_there_in_validation_images(make_config, tmp_path):
     extra = {"max_train_steps": 1, "validation_steps": 1}
     whole = train(make_config(**extra, output_dir=tmp_path / "whole"))
@@ -164,12 +187,11 @@ def test_warm_up_trains_d_alone_first(make_config):
     assert ["grad_norm" in row for row in read_rows(out / "training.jsonl")] == [False, False, True]
 
 
-def test_micro_batches_change_nothing_but_rounding(make_config, tmp_path):
+def test_micro_batches_change_nothing_but_rounding(make_config, tmp_path, in_float64):
     extra = SHORT | {"max_train_steps": 1}
     whole = train(make_config(**extra | {"train_batch_size": 4, "output_dir": tmp_path / "whole"}))
     split = {"train_batch_size": 1, "gradient_accumulation_steps": 4, "output_dir": tmp_path / "parts"}
-    gradients = [gradient(folder) for folder in (whole, train(make_config(**extra | split)))]
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6 * gradients[0].abs().max().item())
+    assert relative_distance(gradient(train(make_config(**extra | split))), gradient(whole)) < 1e-5
 
 
 def test_the_launcher_decides_the_precision(make_config, lora_without, tmp_path, monkeypatch):
