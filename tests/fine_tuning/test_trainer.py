@@ -124,8 +124,8 @@ def test_an_option_leaves_the_lora(make_config, lora_without, options):
 def in_float64(monkeypatch):
     """Training with the UNet and the decoder in float64.
 
-    The decoder's ReLUs have kinks. In float32 the order of a sum, which differs between CPUs, thread counts and sizes of
-    a batch, moves a few values across one, and the gradient by 2e-3 of its norm; in float64 by 3e-7.
+    The decoder's ReLUs have kinks. In float32 the order of a sum, which differs between CPUs, thread counts and batch
+    sizes, moves a few values across one, and the gradient by 2e-3 of its norm; in float64 by 3e-7.
     """
     monkeypatch.setitem(step.DTYPES, "no", torch.float64)
     sample_batch = step.sample_batch
