@@ -24,6 +24,7 @@ from studio import Studio
 from studio_tab import studio_tab
 
 from lbgen_hf.errors import UserError, first_line, report_errors
+from lbgen_hf.shipped import LBGEN_TINY
 from lbgen_hf.synthesis.folder import DatasetFolder
 
 PAPER = "https://arxiv.org/abs/2412.10831"
@@ -113,7 +114,7 @@ def _header(studio: Studio) -> str:
 
 
 def launch(
-    model: str = "lbgen-tiny",
+    model: str = LBGEN_TINY,
     loras: Sequence[str] = (),
     scorer: str | None = None,
     folders: Sequence[Path] = (),
@@ -182,5 +183,5 @@ if __name__ == "__main__":
     with report_errors("lbgen"):
         lora = os.environ.get("LBGEN_LORA")
         launch(
-            os.environ.get("LBGEN_MODEL", "lbgen-tiny"), [lora] if lora else [], os.environ.get("LBGEN_SCORER")
+            os.environ.get("LBGEN_MODEL", LBGEN_TINY), [lora] if lora else [], os.environ.get("LBGEN_SCORER")
         )  # fmt: skip

@@ -14,10 +14,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lbgen_hf import LbGenPipeline, UserError, image_seed
-from lbgen_hf.biaslab import MODELS
 from lbgen_hf.checks import check_number
 from lbgen_hf.devices import pick_device
-from lbgen_hf.pipeline_lbgen import LORA_FILE
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
@@ -113,8 +111,7 @@ class Studio:
         device: str | None = None,
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
-        is_tiny = model == LBGEN_TINY
-        chosen = pick_device(device)
+        companions, chosen = companions_of(model), pick_device(device)
         self.model = model
         report(f"loading the pipeline {self.name} on {chosen}")
         self.pipe = LbGenPipeline.from_pretrained(
@@ -127,13 +124,14 @@ class Studio:
         if adapters := self.pipe.get_active_adapters():  # the model is itself a LoRA on its base
             self.loras[self.name] = model
             self._adapters[self.name] = adapters
-        for name, source in _named(loras).items() if loras else _own_loras(model).items():
+        for name, source in _named(loras).items() if loras else companions.loras.items():
             report(f"loading the LoRA {name}")
             self._add_lora(name, source)
-        clip = clip or companions_of(model).clip_model
+        clip = clip or companions.clip_model
         report(f"loading the CLIP model {Path(clip).name}")
         self._clip = ClipFeatures.from_pretrained(clip, device=chosen)
-        scorer = LBGEN_TINY if is_tiny and scorer is None else scorer
+        if scorer is None and companions.shipped:
+            scorer = companions.quality_scorer
         if scorer:
             report(f"loading the quality scorer {scorer}")
         self._scorer = load_quality_scorer(scorer, device=chosen) if scorer else None
@@ -318,12 +316,6 @@ class Studio:
 
 class _StoppedError(Exception):
     """Nobody waits for the images any more."""
-
-
-def _own_loras(model: str) -> dict[str, str]:
-    """The LoRAs that come with a model: lbgen-tiny's `lora` is lbGen's, `lora_context_swap` "lbGen context swap"."""
-    folders = sorted(file.parent for file in MODELS.glob(f"lora*/{LORA_FILE}")) if model == LBGEN_TINY else []
-    return {"lbGen" + folder.name.removeprefix("lora").replace("_", " "): str(folder) for folder in folders}
 
 
 def _named(loras: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What the name "lbgen-tiny" stands for: the small models inside the package, and what goes with a model by default.
 
-The name is understood wherever a pipeline, a LoRA, a CLIP or a quality scorer is asked for.
+The name is understood wherever a pipeline, a LoRA, a CLIP or a quality scorer is asked for. No other module compares a
+model's name with it: what is particular to the shipped model is in its `Companions`.
 """
 
 import dataclasses
@@ -30,18 +31,33 @@ class Companions:
         clip_model: as `ClipFeatures.from_pretrained` takes it.
         quality_scorer: as `load_quality_scorer` takes it.
         lora: as `LbGenPipeline.load_lora_weights` takes it; None where none is known.
+        loras: the folder of every LoRA that is shipped with the model, by the name that the demo shows.
         training_config: its file in `training/configs/`; None for the defaults of `LbGenConfig`.
+        license: of a shipped model; None where the model's own card says it.
+        shipped: whether the models are in the package, so that nothing is downloaded.
     """
 
     clip_model: str
     quality_scorer: str
     lora: str | None = None
+    loras: dict[str, str] = dataclasses.field(default_factory=dict)
     training_config: str | None = None
+    license: str | None = None
+    shipped: bool = False
 
 
 def companions_of(model: str) -> Companions:
     """lbgen-tiny's own for lbgen-tiny; the paper's CLIP ViT-L/14 and Q-ALIGN for every other base model."""
     if model != LBGEN_TINY:
         return Companions("ViT-L-14", "qalign")
-    has_lora = any((MODELS / "lora").glob("*.safetensors"))
-    return Companions(LBGEN_TINY, LBGEN_TINY, LBGEN_TINY if has_lora else None, "tiny.yaml")
+    # `lora` is lbGen's, and `lora_context_swap`, say, "lbGen context swap".
+    folders = sorted(file.parent for file in MODELS.glob("lora*/*.safetensors"))
+    return Companions(
+        clip_model=LBGEN_TINY,
+        quality_scorer=LBGEN_TINY,
+        lora=LBGEN_TINY if MODELS / "lora" in folders else None,
+        loras={"lbGen" + folder.name.removeprefix("lora").replace("_", " "): str(folder) for folder in folders},
+        training_config="tiny.yaml",
+        license="apache-2.0",
+        shipped=True,
+    )

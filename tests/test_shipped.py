@@ -22,13 +22,24 @@ def test_the_name_is_the_folder_of_each_part():
         assert resolve(Path("a") / "folder", part) == str(Path("a") / "folder")
 
 
-def test_every_other_model_has_the_papers_companions(tmp_path, monkeypatch):
-    assert companions_of("ada/model") == Companions("ViT-L-14", "qalign", None, None)
+def test_every_other_model_has_the_papers_companions():
+    assert companions_of("ada/model") == Companions("ViT-L-14", "qalign")
+    assert not companions_of("ada/model").loras
+    assert not companions_of("ada/model").shipped
+
+
+def test_the_shipped_companions_follow_the_folders_that_are_there(tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "MODELS", tmp_path)
-    assert companions_of(LBGEN_TINY) == Companions(LBGEN_TINY, LBGEN_TINY, None, "tiny.yaml")
-    (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").touch()
+    bare = companions_of(LBGEN_TINY)
+    assert (bare.clip_model, bare.quality_scorer, bare.lora, bare.loras) == (LBGEN_TINY, LBGEN_TINY, None, {})
+    for name in ("lora", "lora_context_swap"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pytorch_lora_weights.safetensors").touch()
     assert companions_of(LBGEN_TINY).lora == LBGEN_TINY
+    assert companions_of(LBGEN_TINY).loras == {
+        "lbGen": str(tmp_path / "lora"),
+        "lbGen context swap": str(tmp_path / "lora_context_swap"),
+    }
 
 
 @pytest.mark.skipif(companions_of(LBGEN_TINY).lora is None, reason="this checkout ships no LoRA")

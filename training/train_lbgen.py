@@ -18,7 +18,6 @@ from pathlib import Path
 from lbgen_hf.errors import report_errors
 
 CONFIGS = Path(__file__).parent / "configs"
-DEFAULT_CONFIGS = {"lbgen-tiny": CONFIGS / "tiny.yaml"}
 
 
 def make_parser():
@@ -43,16 +42,18 @@ def main(arguments: Sequence[str]) -> None:
     from lbgen_hf.fine_tuning.config import parse_config
     from lbgen_hf.fine_tuning.trainer import LbGenTrainer
     from lbgen_hf.hub import quiet_loading
+    from lbgen_hf.shipped import companions_of
 
     quiet_loading()
-    trainer = LbGenTrainer(parse_config(arguments, make_parser(), DEFAULT_CONFIGS))
+    trainer = LbGenTrainer(parse_config(arguments, make_parser(), CONFIGS))
     # stderr is for errors and the progress bar
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     if os.environ.get("RANK", "0") == "0":
         logging.getLogger("lbgen_hf").setLevel(logging.INFO)
-    if trainer.config.pretrained_model_name_or_path in DEFAULT_CONFIGS:
+    base = trainer.config.pretrained_model_name_or_path
+    if companions_of(base).shipped:
         logging.getLogger("lbgen_hf").info(
-            "Fine-tuning lbgen-tiny. For Stable Diffusion 1.5: accelerate launch training/train_lbgen.py"
+            f"Fine-tuning {base}. For Stable Diffusion 1.5: accelerate launch training/train_lbgen.py"
             " --config training/configs/paper.yaml --output_dir lbgen-lora"
         )
     with logging_redirect_tqdm():

@@ -13,7 +13,7 @@ from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import write_atomically
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.pipeline_lbgen import LORA_FILE
-from lbgen_hf.shipped import LBGEN_TINY
+from lbgen_hf.shipped import companions_of
 
 CONFIG_FILE = "lbgen_config.yaml"
 _PUBLISHED = [LORA_FILE, CONFIG_FILE, "README.md", "pipeline.py"]
@@ -63,7 +63,7 @@ def write_card(
         template_path=str(_TEMPLATE),
         name=name,
         base=base,
-        is_shipped_base=base == LBGEN_TINY,
+        is_shipped_base=companions_of(base).shipped,
         alignment=config.alignment,
         rank=config.lora_rank,
         class_names=class_names,
@@ -80,12 +80,12 @@ def write_card(
 
 def license_of(base_model: str, revision: str | None = None) -> str | None:
     """The licence in a base model's card, in its folder or on the Hub; None where none can be read."""
-    if base_model == LBGEN_TINY:
-        return "apache-2.0"
+    if known := companions_of(base_model).license:
+        return known
     folder = Path(base_model)
     try:
         if folder.is_dir():
-            return ModelCard.load(folder / "README.md").data.license
+            return getattr(ModelCard.load(folder / "README.md").data, "license", None)
         return getattr(HfApi().model_info(base_model, revision=revision).card_data, "license", None)
     except _HUB_ERRORS:
         return None

@@ -16,6 +16,7 @@ from lbgen_hf.checks import check_number
 from lbgen_hf.config_files import make_config_parser, read_yaml
 from lbgen_hf.errors import UserError
 from lbgen_hf.sampling import training_scheduler
+from lbgen_hf.shipped import LBGEN_TINY, companions_of
 
 # Typed as the value of its field, not as a `dataclasses.Field`.
 HfArg: Callable[..., Any] = hf_argparser.HfArg
@@ -61,7 +62,7 @@ class LbGenConfig:
 
     # The run
     pretrained_model_name_or_path: str = HfArg(
-        default="lbgen-tiny", help="The base model: lbgen-tiny, a folder or a Hub id of a Stable Diffusion pipeline."
+        default=LBGEN_TINY, help="The base model: lbgen-tiny, a folder or a Hub id of a Stable Diffusion pipeline."
     )
     revision: str | None = HfArg(default=None, help="Branch, tag or commit of the base model's repo.")
     variant: str | None = HfArg(default=None, help="Variant of the base model's weight files, such as fp16.")
@@ -247,22 +248,22 @@ def make_parser(prog: str = "train_lbgen", description: str | None = None) -> Hf
 
 
 def parse_config(
-    arguments: Sequence[str], parser: HfArgumentParser | None = None, default_configs: dict[str, Path] | None = None
+    arguments: Sequence[str], parser: HfArgumentParser | None = None, config_folder: Path | None = None
 ) -> LbGenConfig:
     """A config from a command line: the defaults, then the `--config` files in order, then the other options.
 
     Args:
         arguments: as in `sys.argv[1:]`.
         parser: default `make_parser()`.
-        default_configs: the config file of a base model, for a command line without `--config`.
+        config_folder: where a base model's own config is, for a command line without `--config`: see `companions_of`.
 
     Raises:
         UserError: an option that is unknown or has a bad value, or a config that cannot be read.
     """
     parser = parser or make_parser()
     given = parser.parse_args(arguments)
-    configs = given.config
-    if not configs and given.pretrained_model_name_or_path in (default_configs or {}):
-        configs = [default_configs[given.pretrained_model_name_or_path]]
+    configs, own = given.config, companions_of(given.pretrained_model_name_or_path).training_config
+    if not configs and config_folder and own:
+        configs = [config_folder / own]
     earlier = [argument for path in configs for argument in read_yaml(path, parser)]
     return parser.parse_args_into_dataclasses([*earlier, *arguments], look_for_args_file=False)[0]

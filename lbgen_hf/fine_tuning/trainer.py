@@ -29,10 +29,11 @@ from lbgen_hf.fine_tuning.lora import averaged, save_lora
 from lbgen_hf.fine_tuning.step import DTYPES, TrainingStep
 from lbgen_hf.fine_tuning.validation import Validation, choose_step
 from lbgen_hf.hub import loading
-from lbgen_hf.pipeline_lbgen import LBGEN_TINY, LORA_FILE, is_lora
+from lbgen_hf.pipeline_lbgen import LORA_FILE, is_lora
 from lbgen_hf.progress import progress
 from lbgen_hf.rewards.clip_features import check_clip
 from lbgen_hf.rewards.quality import check_scorer
+from lbgen_hf.shipped import LBGEN_TINY, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -225,9 +226,8 @@ def _check_sources(config: LbGenConfig) -> None:
     if config.quality_scorer is not None:
         check_scorer(config.quality_scorer)
     base = config.pretrained_model_name_or_path
-    if base != LBGEN_TINY:
-        with loading(base, "model", [LBGEN_TINY]):
-            is_lora(base, revision=config.revision)
+    with loading(base, "model", [LBGEN_TINY]):
+        is_lora(resolve(base, "pipeline"), revision=config.revision)
 
 
 def _tracker(report_to: str | None) -> str | None:

@@ -86,11 +86,10 @@ def test_aliases(alias, field):
 
 
 def test_configs_are_read_in_order_and_the_command_line_wins(tmp_path):
-    tiny = {"lbgen-tiny": CONFIGS / "tiny.yaml"}
-    assert parse_config([], default_configs=tiny).lora_rank == 16
-    assert parse_config(["--lora_rank", "3"], default_configs=tiny).lora_rank == 3
-    assert parse_config(["--pretrained_model_name_or_path", "other"], default_configs=tiny).lora_rank == 128
-    assert parse_config(["--config", str(CONFIGS / "paper.yaml")], default_configs=tiny).lora_rank == 128
+    assert parse_config([], config_folder=CONFIGS).lora_rank == 16
+    assert parse_config(["--lora_rank", "3"], config_folder=CONFIGS).lora_rank == 3
+    assert parse_config(["--pretrained_model_name_or_path", "other"], config_folder=CONFIGS).lora_rank == 128
+    assert parse_config(["--config", str(CONFIGS / "paper.yaml")], config_folder=CONFIGS).lora_rank == 128
     (tmp_path / "one.yaml").write_text("seed: 1\nrank: 5\nlearning_rate: 2e-4\n")
     (tmp_path / "two.yaml").write_text("seed: 2\nclass_names:\n")
     both = ["--config", str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml")]
