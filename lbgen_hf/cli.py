@@ -1,6 +1,7 @@
 """The command line `lbgen`: thin, one function a command. Heavy imports stay inside the commands."""
 
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ _KEPT = "Finished shards are kept in {}; run the same command to resume."
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `lbgen`. An error that the user can fix is one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # class names in a locale that does not have their letters
+        if isinstance(stream, io.TextIOWrapper):  # class names in a locale that does not have their letters
             stream.reconfigure(errors="backslashreplace")
     with report_errors("lbgen"):
         try:

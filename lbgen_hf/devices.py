@@ -16,7 +16,9 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     from accelerate import PartialState
 
     if device is None:
-        return PartialState().device
+        device = PartialState().device
+        assert device is not None
+        return device
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,14 @@ except ImportError:  # alone on the Hub: errors are plain, numbers are checked b
 
     def check_number(*_: Any, **__: Any) -> None: ...
 
-    def check_finite(*_: Any) -> None: ...
-    def check_finite_weights(*_: Any) -> None: ...
+    def check_finite(name: str, values: torch.Tensor) -> None: ...
+    def check_finite_weights(name: str, module: torch.nn.Module) -> None: ...
 
-    def loading(*_: Any) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def loading(source: object, kind: str = "model", known: Iterable[str] = ()) -> Iterator[None]:
+        yield
 
-    def resolve(name: str | Path, _: str) -> str:
+    def resolve(name: str | Path, part: str) -> str:
         if str(name) == LBGEN_TINY:
             raise UserError(f"{LBGEN_TINY} comes with lbgen_hf: pip install lbgen_hf")
         return str(name)
@@ -134,16 +135,21 @@ class LbGenPipeline(StableDiffusionPipeline):
         scheduler: KarrasDiffusionSchedulers,
         safety_checker: StableDiffusionSafetyChecker,
         feature_extractor: CLIPImageProcessor,
-        image_encoder: CLIPVisionModelWithProjection = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
         requires_safety_checker: bool = True,
         class_labels: list | dict | None = None,
         class_wnids: list | dict | None = None,
     ) -> None:
-        parts = vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder
+        parts: tuple[
+            Any, ...
+        ] = (  # which diffusers types too narrowly: AutoencoderTiny is taken too, and no image encoder
+            *(vae, text_encoder, tokenizer, unet),
+            *(scheduler, safety_checker, feature_extractor, image_encoder),
+        )
         super().__init__(*parts, requires_safety_checker=requires_safety_checker)
         self._set_classes(_in_order(class_labels), _in_order(class_wnids))
 
-    def _set_classes(self, labels: list[str] | None, wnids: list[str | None] | None) -> None:
+    def _set_classes(self, labels: Sequence[str] | None, wnids: Sequence[str | None] | None) -> None:
         if labels is not None:
             _check_classes(labels, wnids)
             warn_of_same_tokens(self.tokenizer, labels)
@@ -255,12 +261,12 @@ class LbGenPipeline(StableDiffusionPipeline):
     @property
     def class_labels(self) -> list[str] | None:
         """The names of the classes, in the order of their ids; None without a class list."""
-        return _in_order(self.config.class_labels)
+        return _in_order(self.config["class_labels"])
 
     @property
     def class_wnids(self) -> list[str | None] | None:
         """The WordNet ids of the classes, in the order of their ids; None where there are none."""
-        return _in_order(self.config.class_wnids)
+        return _in_order(self.config["class_wnids"])
 
     def get_label_ids(self, class_labels: Labels) -> list[int]:
         """Class ids of names, wnids or ids, given as in `__call__`.
@@ -268,24 +274,14 @@ class LbGenPipeline(StableDiffusionPipeline):
         Raises:
             UserError: there is no such class (the nearest names are given), no label at all, or no class list.
         """
-        labels = _as_list(class_labels)
+        labels, names = _as_list(class_labels), self.class_labels
         if not labels:
             raise UserError("no class labels given: name at least one class")
-        if self.class_labels is None:
+        if names is None:
             raise UserError("this pipeline has no class list: pass class_labels= when loading it")
         ids = {wnid: i for i, wnid in enumerate(self.class_wnids or []) if wnid}
-        ids |= {name: i for i, name in enumerate(self.class_labels)}
-        return [ids[label] if label in ids else self._checked_id(label) for label in labels]
-
-    def _checked_id(self, label: str | int) -> int:
-        names = self.class_labels
-        if isinstance(label, str):
-            close = difflib.get_close_matches(label, names, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see class_labels for the names"
-            raise UserError(f"unknown class {label!r}: {hint} (prompt= takes free text)")
-        if not 0 <= label < len(names):
-            raise UserError(f"class id {label} is not in 0..{len(names) - 1}")
-        return label
+        ids |= {name: i for i, name in enumerate(names)}
+        return [ids[label] if label in ids else _checked_id(label, names) for label in labels]
 
     def prepare_latents(
         self, batch_size, num_channels_latents, height, width, dtype, device, generator, latents=None
@@ -416,9 +412,10 @@ class LbGenPipeline(StableDiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if prompts is None and prompt_embeds is None:
             prompts = class_names
-        if prompts is None and prompt_embeds is None:
+        given = prompt_embeds if prompts is None else prompts
+        if given is None:
             raise UserError("nothing to generate: give class_labels, prompt or prompt_embeds")
-        num_prompts = len(prompts if prompts is not None else prompt_embeds)
+        num_prompts = len(given)
         if class_names is not None and num_prompts != len(class_names):
             raise UserError(f"{num_prompts} prompts for {len(class_names)} class labels: give one for each")
         if num_prompts * count > MAX_IMAGES:
@@ -459,7 +456,8 @@ class LbGenPipeline(StableDiffusionPipeline):
             self._step = step + 1
             return callback_on_step_end(pipe, step, timestep, tensors) if callback_on_step_end else tensors
 
-        output = super().__call__(
+        generate: Any = super().__call__  # which types its arguments without None, their default
+        output = generate(
             prompt=prompts,
             height=height,
             width=width,
@@ -496,11 +494,11 @@ class LbGenPipeline(StableDiffusionPipeline):
 
     def _classes_of(self, class_labels: Labels) -> tuple[list[int] | None, list[str]]:
         """Ids and names. A pipeline without a class list generates any name, and has no ids."""
-        labels = _as_list(class_labels)
-        if self.class_labels is None and labels and all(isinstance(label, str) for label in labels):
-            return None, labels
+        labels, names = _as_list(class_labels), self.class_labels
+        if names is None and labels and all(isinstance(label, str) for label in labels):
+            return None, [str(label) for label in labels]
         class_ids = self.get_label_ids(labels)
-        return class_ids, [self.class_labels[i] for i in class_ids]
+        return class_ids, [(names or [])[i] for i in class_ids]
 
 
 # AutoPipelineForText2Image.from_pipe and its siblings find a pipeline's relatives by the name of its class.
@@ -513,16 +511,25 @@ def _as_list(labels: Labels) -> list[Label]:
     Raises:
         UserError: something else, such as a set, whose order is not defined, or True, which is no id.
     """
-    if isinstance(labels, np.ndarray | torch.Tensor):
-        labels = labels.tolist()
-    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
-        labels = [labels]
-    labels = [label.tolist() if isinstance(label, np.generic | torch.Tensor) else label for label in labels]
-    for label in labels:
+    values: Any = labels.tolist() if isinstance(labels, np.ndarray | torch.Tensor) else labels
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        values = [values]
+    values = [value.tolist() if isinstance(value, np.generic | torch.Tensor) else value for value in values]
+    for label in values:
         if not isinstance(label, str | int) or isinstance(label, bool):
             kind = type(label).__name__
             raise UserError(f"class_labels takes a name, an id, a wnid, or a list, array or tensor of them, no {kind}")
-    return labels
+    return values
+
+
+def _checked_id(label: str | int, names: list[str]) -> int:
+    if isinstance(label, str):
+        close = difflib.get_close_matches(label, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see class_labels for the names"
+        raise UserError(f"unknown class {label!r}: {hint} (prompt= takes free text)")
+    if not 0 <= label < len(names):
+        raise UserError(f"class id {label} is not in 0..{len(names) - 1}")
+    return label
 
 
 def _check_texts(name: str, texts: object) -> None:
@@ -579,7 +586,7 @@ def _in_order(values: Sequence | dict | None) -> list | None:
     return None if values is None else list(values)
 
 
-def _by_id(values: list | None) -> dict[str, str | None] | None:
+def _by_id(values: Sequence | None) -> dict[str, str | None] | None:
     return None if values is None else {str(class_id): value for class_id, value in enumerate(values)}
 
 
@@ -652,10 +659,11 @@ def base_model_of(source: str | Path, **hub) -> str:
 
 def saved_classes(folder: str | Path) -> tuple[list[str] | None, list[str | None] | None]:
     """Class names and wnids as `LbGenPipeline.from_pretrained` finds them in a saved pipeline, without loading it."""
-    config = LbGenPipeline.load_config(folder)
+    config: Any = LbGenPipeline.load_config(folder)
     labels = _in_order(config.get(_PRIVATE["class_labels"], config.get("class_labels")))
     if labels is None:
-        return tuple(map(_in_order, _default_classes()))
+        labels, wnids = _default_classes()
+        return _in_order(labels), _in_order(wnids)
     return labels, _in_order(config.get(_PRIVATE["class_wnids"], config.get("class_wnids")))
 
 

@@ -14,6 +14,8 @@ LINE_EVERY_S = 30.0
 Progress = Callable[[int, int | None], None]
 """Told how many of how many are done; of None where only the end tells."""
 
+State = tuple[float, int, int | None]  # when, how many were done, of how many: 0 before the first call
+
 
 @contextlib.contextmanager
 def show_progress(what: str, unit: str = "images") -> Iterator[Progress]:
@@ -62,7 +64,7 @@ def _bar(what: str, unit: str) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def _lines(what: str, unit: str) -> Iterator[Progress]:
-    states = [(time.monotonic(), 0, 0)]  # when, how many were done, of how many: before the first, not known
+    states: list[State] = [(time.monotonic(), 0, 0)]
     stop = threading.Event()
 
     def show(done: int, total: int | None) -> None:
@@ -81,7 +83,7 @@ def _lines(what: str, unit: str) -> Iterator[Progress]:
         speaker.join()
 
 
-def _describe(states: list[tuple[float, int, int | None]], unit: str) -> str:
+def _describe(states: list[State], unit: str) -> str:
     """How far, how fast since the first state that was told, and how long it will take."""
     now, done, total = states[-1]
     if total == 0:

@@ -103,13 +103,15 @@ class FusedLora:
     """
 
     @torch.no_grad()
-    def __init__(self, unet: nn.Module):
-        self._layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    def __init__(self, unet: nn.Module) -> None:
+        self._layers: list[Any] = [
+            m for m in unet.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters
+        ]
         self._weights = []
         for layer in self._layers:
             weight = layer.get_base_layer().weight
-            deltas = [layer.get_delta_weight(name) for name in layer.active_adapters]
-            self._weights.append((weight, weight.data, weight.data + sum(deltas).to(weight.dtype)))
+            delta: Any = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+            self._weights.append((weight, weight.data, weight.data + delta.to(weight.dtype)))
 
     def __enter__(self) -> None:
         for layer in self._layers:
@@ -137,20 +139,18 @@ class CachedUNet:
     """
 
     def __init__(self, unet: UNet2DConditionModel, interval: int, compile: bool = False) -> None:
-        self.unet = unet
+        self.unet: Any = unet
         self.interval = interval
         wrap = torch.compile if compile else lambda function: function
         self._run_unet = wrap(unet)
-        self._run_first, self._run_deep, self._run_last = (
-            wrap(part) for part in (self._run_first, self._run_deep, self._run_last)
-        )
+        self._run_first, self._run_deep, self._run_last = wrap(self._first), wrap(self._deep), wrap(self._last)
         self.reset()
 
     def reset(self) -> None:
         """Forget the features of the last batch."""
         self._calls_since_whole = 0
         self._deep_batch = 0
-        self._deep: Tensor | None = None
+        self._features: Tensor | None = None
 
     def is_whole(self, batch: int) -> bool:
         """Whether the next call, of `batch` samples, runs the deep half; counts that call."""
@@ -174,18 +174,18 @@ class CachedUNet:
         if self.interval == 1:
             return self._run_unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)
         hidden, skips, time = self._run_first(sample, timestep, encoder_hidden_states)
-        if self.is_whole(len(sample)):
-            self._deep = self._run_deep(hidden, skips, time, encoder_hidden_states)
-        return (self._run_last(self._deep[-len(sample) :], skips, time, encoder_hidden_states),)
+        if self.is_whole(len(sample)) or self._features is None:
+            self._features = self._run_deep(hidden, skips, time, encoder_hidden_states)
+        return (self._run_last(self._features[-len(sample) :], skips, time, encoder_hidden_states),)
 
-    def _run_first(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> tuple[Tensor, tuple, Tensor]:
+    def _first(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> tuple[Tensor, tuple, Tensor]:
         unet = self.unet
         time = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
         entry = unet.conv_in(sample)
         hidden, skips = _run(unet.down_blocks[0], entry, time, embeddings)
         return hidden, (entry, *skips), time
 
-    def _run_deep(self, hidden: Tensor, skips: tuple[Tensor, ...], time: Tensor, embeddings: Tensor) -> Tensor:
+    def _deep(self, hidden: Tensor, skips: tuple[Tensor, ...], time: Tensor, embeddings: Tensor) -> Tensor:
         for block in self.unet.down_blocks[1:]:
             hidden, more = _run(block, hidden, time, embeddings)
             skips += more
@@ -195,13 +195,13 @@ class CachedUNet:
             hidden = _run(block, hidden, time, embeddings, used, upsample_size=skips[-1].shape[2:])
         return hidden
 
-    def _run_last(self, hidden: Tensor, skips: tuple[Tensor, ...], time: Tensor, embeddings: Tensor) -> Tensor:
+    def _last(self, hidden: Tensor, skips: tuple[Tensor, ...], time: Tensor, embeddings: Tensor) -> Tensor:
         unet, block = self.unet, self.unet.up_blocks[-1]
         hidden = _run(block, hidden, time, embeddings, skips[: len(block.resnets)])
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
 
-def _run(block: nn.Module, hidden: Tensor, time: Tensor, embeddings: Tensor, skips: tuple | None = None, **options):
+def _run(block: Any, hidden: Tensor, time: Tensor, embeddings: Tensor, skips: tuple | None = None, **options):
     """Call a block of either kind, with cross-attention or without, of the way down or of the way up."""
     if getattr(block, "has_cross_attention", False):
         options["encoder_hidden_states"] = embeddings
@@ -218,7 +218,7 @@ def _constant(fused: FusedLora | None) -> Iterator[None]:
 
 def sample_latents(
     unet: nn.Module,
-    scheduler: SchedulerMixin,
+    scheduler: Any,
     latents: Tensor,
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor | None = None,
@@ -273,7 +273,7 @@ def sample_latents(
         check_number("a gradient step", step, at_least=0, below=num_inference_steps, integer=True)
 
     scheduler.set_timesteps(num_inference_steps, device=latents.device)
-    guided, both_embeds = [], None
+    guided, both_embeds = [], prompt_embeds
     if negative_prompt_embeds is not None and guidance_scale > 1:
         guided = guided_steps(len(scheduler.timesteps), guidance_start, guidance_stop)
         both_embeds = torch.cat([negative_prompt_embeds.expand_as(prompt_embeds), prompt_embeds])
@@ -304,6 +304,6 @@ def sample_latents(
     return x
 
 
-def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) to images (B, 3, H, W) in about [0, 1], not clamped: every pixel keeps its gradient."""
     return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -144,13 +145,13 @@ def _score_images(
     names = [path.relative_to(folder).as_posix() for path in images]
     waiting = [file for file in names if not _is_scored(rows.get(file, {}), name)]
     known = len(names) - len(waiting)
-    scorer = load_scorer(name) if waiting else None
+    scorer: Any = load_scorer(name) if waiting else None
     last_saved = time.monotonic()
     try:
         for start in range(0, len(waiting), _CHUNK):
             chunk = waiting[start : start + _CHUNK]
-            images = [read_image((folder / file).read_bytes(), file) for file in chunk]
-            for file, score in zip(chunk, score_images(scorer, images, batch_size), strict=True):
+            decoded = [read_image((folder / file).read_bytes(), file) for file in chunk]
+            for file, score in zip(chunk, score_images(scorer, decoded, batch_size), strict=True):
                 rows[file] = {**rows.get(file, {"file_name": file}), COLUMN: f"{score:.5f}", SCORER_COLUMN: name}
             progress(known + start + len(chunk), len(names))
             if time.monotonic() - last_saved > _SAVE_EVERY_S:
@@ -206,7 +207,7 @@ def _score_shards(
         raise UserError(f"{folder} has parquet files, but not one row")
     waiting = [path for path in shards if (footers[path][0].metadata or {}).get(_SCORER_KEY) != name.encode()]
     done = known = total - sum(footers[path][1] for path in waiting)
-    scorer = load_scorer(name) if waiting else None
+    scorer: Any = load_scorer(name) if waiting else None
     for path in waiting:
         for rows in _score_shard(path, name, scorer, batch_size):
             done += rows
@@ -282,7 +283,8 @@ def _read_card(card: Path) -> dict | None:
 
 def _declare_column(card: Path, metadata: dict | None) -> None:
     """Add the column to the features that a dataset card lists: `load_dataset` holds to that list."""
-    info = (metadata or {}).get("dataset_info")
+    metadata = metadata or {}
+    info = metadata.get("dataset_info")
     features = info.get("features") if isinstance(info, dict) else None
     if features and COLUMN not in [feature["name"] for feature in features]:
         features.append({"name": COLUMN, "dtype": "float32"})

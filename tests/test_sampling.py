@@ -417,7 +417,7 @@ def test_a_shallow_call_is_the_unet_with_the_deep_features_of_the_last_whole_one
     shallow = cached(noise + 0.1, timestep - 20, embeddings)[0]
     last = pipe.unet.up_blocks[-1]
     handle = last.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, kwargs | {"hidden_states": cached._deep}), with_kwargs=True
+        lambda _, args, kwargs: (args, kwargs | {"hidden_states": cached._features}), with_kwargs=True
     )
     expected = pipe.unet(noise + 0.1, timestep - 20, embeddings, return_dict=False)[0]
     handle.remove()

@@ -1,7 +1,9 @@
 """Known degradations: images (B, 3, H, W) in [0, 1] and strengths (B,) in [0, 1] to images in [0, 1].
 
-Strength 0 leaves a image as it is, strength 1 leaves little of it. `level_of` is the quality that a strength means.
+Strength 0 leaves an image as it is, strength 1 leaves little of it. `level_of` is the quality that a strength means.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torchvision.io import decode_jpeg, encode_jpeg
 
 
 def level_of(strengths: Tensor) -> Tensor:
-    """The true quality of a image degraded by `strengths`: 5 is untouched, 1 is at full strength."""
+    """The true quality of an image degraded by `strengths`: 5 is untouched, 1 is at full strength."""
     return 5 - 4 * strengths
 
 
@@ -37,7 +39,8 @@ def jpeg(images: Tensor, strengths: Tensor, generator: torch.Generator) -> Tenso
     """JPEG, quality from 90 down to 4; none at strength 0."""
     qualities = (4 + 86 * (1 - strengths).square()).round().int().tolist()
     encoded = [encode_jpeg(*pair) for pair in zip((images * 255).round().byte().cpu(), qualities, strict=True)]
-    degraded = torch.stack([decode_jpeg(content) for content in encoded]).to(images) / 255
+    decoded: list[Any] = [decode_jpeg(content) for content in encoded]  # a tensor each, as each was given one
+    degraded = torch.stack(decoded).to(images) / 255
     return torch.where(strengths[:, None, None, None] > 0, degraded, images)
 
 
@@ -69,7 +72,7 @@ DEGRADATIONS = [blur, noise, jpeg, contrast_loss, colour_loss]
 
 
 def degrade(images: Tensor, kinds: Tensor, strengths: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply `DEGRADATIONS[kinds[i]]` to image i: one call a kind, not a image."""
+    """Apply `DEGRADATIONS[kinds[i]]` to image i: one call a kind, not an image."""
     degraded = torch.empty_like(images)
     for index, function in enumerate(DEGRADATIONS):
         rows = (kinds == index).nonzero().squeeze(1)

@@ -62,4 +62,4 @@ class Judge(
 
 def class_names_of(shapes: Tensor) -> list[str]:
     """The class each judged shape (B,) belongs to: "bow" for either of its meanings."""
-    return [CLASS_OF_SHAPE.get(SHAPE_NAMES[shape], SHAPE_NAMES[shape]) for shape in shapes.tolist()]
+    return [CLASS_OF_SHAPE.get(SHAPE_NAMES[shape]) or SHAPE_NAMES[shape] for shape in shapes.tolist()]

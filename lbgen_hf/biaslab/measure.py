@@ -227,7 +227,8 @@ def measure_blind(base: Judgements, tuned: Judgements, replicates: int = 1000, s
     Returns:
         mi_background, mi_texture, mi_place.
     """
-    weights = _bootstrap_weights(*base.correct.shape, replicates, seed)
+    num_classes, n = base.correct.shape
+    weights = _bootstrap_weights(num_classes, n, replicates, seed)
 
     def blind(name: str, weights: Tensor | None) -> Tensor:
         share = st.plain_share(tuned.tables(name, weights))

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -104,12 +105,12 @@ def _from_config(config: Path, source: str, name: str, device: torch.device) -> 
     raise UserError(f"the config.json of {name} names no timm `architecture` and no transformers `model_type`")
 
 
-def from_timm(model: nn.Module, name: str, device: torch.device) -> Backbone:
+def from_timm(model: Any, name: str, device: torch.device) -> Backbone:
     """A timm model in memory as a backbone; it is frozen."""
     from timm.data import create_transform, resolve_model_data_config
 
     model.requires_grad_(False).eval().to(device)
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
     label_names = model.pretrained_cfg.get("label_names")
     if isinstance(label_names, dict):
         label_names = [label_names[str(i)] for i in range(len(label_names))]
@@ -144,7 +145,7 @@ def _from_transformers(source: str, name: str, device: torch.device) -> Backbone
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
     try:
-        config = AutoConfig.from_pretrained(source)
+        config: Any = AutoConfig.from_pretrained(source)
         has_head = any(a.endswith("ForImageClassification") for a in config.architectures or [])
         auto = AutoModelForImageClassification if has_head else AutoModel
         model, info = auto.from_pretrained(source, output_loading_info=True)

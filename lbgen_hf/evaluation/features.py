@@ -43,8 +43,8 @@ class _Transformed(Dataset):
 
 
 def _stack(items: list[Tensor | str]) -> Tensor | str:
-    broken = [item for item in items if isinstance(item, str)]
-    return broken[0] if broken else torch.stack(items)
+    images = [item for item in items if isinstance(item, Tensor)]
+    return torch.stack(images) if len(images) == len(items) else next(item for item in items if isinstance(item, str))
 
 
 def compute(

@@ -341,7 +341,7 @@ def _make_mixup(config: PretrainingConfig, num_classes: int) -> Mixup | None:
     )
 
 
-def _training_transform(config: PretrainingConfig, model: nn.Module):
+def _training_transform(config: PretrainingConfig, model: nn.Module) -> Any:
     """Augmentation; size, interpolation, mean and deviation are those that the model is evaluated with."""
     evaluation = resolve_model_data_config(model)
     return create_transform(
@@ -358,4 +358,4 @@ def _training_transform(config: PretrainingConfig, model: nn.Module):
 
 def save_backbone(model: nn.Module, folder: Path, class_names: tuple[str, ...]) -> None:
     """model.safetensors and timm's config.json, with the classes' names."""
-    save_for_hf(model, folder, model_config={"label_names": list(class_names)}, safe_serialization=True)
+    save_for_hf(model, str(folder), model_config={"label_names": list(class_names)}, safe_serialization=True)

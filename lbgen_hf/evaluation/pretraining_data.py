@@ -104,19 +104,21 @@ def open_images(source: str) -> LabelledImages:
 
 def _hub_stream(config: PretrainingConfig) -> Stream:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     from lbgen_hf.evaluation.transfer import columns_of
 
     try:
         rows = datasets.load_dataset(config.data, split="train", streaming=True)
-    except (FileNotFoundError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (FileNotFoundError, ValueError, OSError, DatasetsError) as error:
         raise UserError(f"`datasets` cannot open {config.data!r}: {first_line(error)}") from error
-    image, label = columns_of(rows.features or {}, config.data)
+    features = rows.features or {}
+    image, label = columns_of(features, config.data)
     splits = rows.info.splits or {}
     known = splits["train"].num_examples if "train" in splits else None
     num_images = _epoch(known, config)
     rows = rows.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
-    return Stream(rows, image, label, num_images, tuple(rows.features[label].names))
+    return Stream(rows, image, label, num_images, tuple(features[label].names))
 
 
 def _webdataset(folder: Path, config: PretrainingConfig) -> Stream:

@@ -246,23 +246,25 @@ def _folder_splits(folder: Path) -> dict[str, LabelledImages]:
 def hub_splits(source: str) -> dict[str, LabelledImages]:
     """The splits of a `datasets` repo or folder, under the names train, val and test."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         if Path(source, "dataset_dict.json").is_file() or Path(source, "state.json").is_file():
             found = datasets.load_from_disk(source)
         else:
             found = datasets.load_dataset(source)
-    except (FileNotFoundError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (FileNotFoundError, ValueError, OSError, DatasetsError) as error:
         raise UserError(f"`datasets` cannot open {source!r}: {first_line(error)}") from error
-    if isinstance(found, datasets.Dataset):
-        found = {"train": found}
-    if "train" not in found:
-        raise UserError(f"{source} has no split 'train'; it has {', '.join(found)}")
-    image, label = columns_of(found["train"].features, source)
+    splits = (
+        {"train": found} if isinstance(found, datasets.Dataset) else {str(name): rows for name, rows in found.items()}
+    )
+    if "train" not in splits:
+        raise UserError(f"{source} has no split 'train'; it has {', '.join(splits)}")
+    image, label = columns_of(splits["train"].features, source)
     names = {"train": "train", "test": "test", **dict.fromkeys(_VALIDATION_NAMES, "val")}
     return {
         names[split]: DatasetImages(rows, image, label, f"{source} ({split})")
-        for split, rows in found.items()
+        for split, rows in splits.items()
         if split in names
     }
 

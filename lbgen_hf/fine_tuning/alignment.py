@@ -39,6 +39,7 @@ class Alignment(Protocol):
 
     def terms(self, features: Tensor, class_ids: Tensor) -> dict[str, Tensor]:
         """The generator's terms for image features (B, D) with a graph, and their classes (B,)."""
+        ...
 
     def update(
         self, features: Tensor, class_ids: Tensor, real_ids: Tensor, generator: torch.Generator
@@ -51,9 +52,11 @@ class Alignment(Protocol):
             real_ids: (N,) for each another class.
             generator: of anything random, on the CPU; a function of the seed and the step.
         """
+        ...
 
     def state(self) -> dict[str, Tensor]:
         """All that changes over a run, as flat tensors."""
+        ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Undo `state`."""
@@ -157,5 +160,9 @@ class TotalLoss:
             features = self.clip.image_features(images).float()
             terms = self.alignment.terms(features, class_ids)
         if self.weights["quality"]:
+            assert self.scorer is not None, "a quality weight needs a scorer"
             terms["quality"] = quality_loss(self.scorer(images))
-        return sum(self.weights[name] * term for name, term in terms.items()), terms, features
+        total = images.new_zeros(())
+        for name, term in terms.items():
+            total = total + self.weights[name] * term
+        return total, terms, features

@@ -28,7 +28,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     """The number of steps done when the checkpoint was written."""
-    return int(_CHECKPOINT.fullmatch(checkpoint.name)[1])
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -23,7 +23,7 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float | None = None) 
     unet.add_adapter(
         LoraConfig(
             r=rank,
-            lora_alpha=rank if alpha is None else alpha,
+            lora_alpha=rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType]  a float works too
             init_lora_weights="gaussian",
             target_modules=list(ATTENTION_PROJECTIONS),
         )

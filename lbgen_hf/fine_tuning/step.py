@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -42,7 +43,7 @@ class TrainingStep:
 
     def __init__(self, config: LbGenConfig, accelerator: Accelerator):
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
-        dtype = DTYPES[config.mixed_precision]
+        dtype = DTYPES[accelerator.mixed_precision]
         companions = companions_of(config.pretrained_model_name_or_path)
         named = load_class_names(config.class_names) if config.class_names else None
 
@@ -54,7 +55,7 @@ class TrainingStep:
             safety_checker=None,
             requires_safety_checker=False,
         ).to(self.device)
-        self.class_names = list(named.names) if named else pipe.class_labels
+        self.class_names = list(named.names if named else pipe.class_labels or ())
         if len(self.class_names) < 2:
             raise UserError("the class list has one name; the alignment needs at least two")
         self.scheduler = training_scheduler(config.scheduler, pipe.scheduler.config)
@@ -180,7 +181,7 @@ class TrainingStep:
         learns = step >= self._warmup_steps
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        shown: list[tuple[Tensor, ...]] = []  # what D is shown: features, classes, other classes
+        shown: list[Any] = []  # what D is shown: features, classes, other classes
         for micro in range(config.gradient_accumulation_steps):
             part = micro * accelerator.num_processes + accelerator.process_index
             first = step * self.images_per_step + part * config.train_batch_size
@@ -207,8 +208,8 @@ class TrainingStep:
             if features is not None:
                 shown.append(accelerator.gather((features.detach(), class_ids, batch.real_ids.to(self.device))))
 
-        values = accelerator.reduce(torch.stack(list(sums.values())), reduction="mean").tolist()
-        losses = dict(zip(sums, values, strict=True))
+        values: Any = accelerator.reduce(torch.stack(list(sums.values())), reduction="mean")
+        losses = dict(zip(sums, values.tolist(), strict=True))
         self._require_finite(step, losses)
         if learns:
             losses["grad_norm"] = self._update_lora(step)
@@ -230,7 +231,7 @@ class TrainingStep:
             group["lr"] = self.config.learning_rate * self._rate_of_step(step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        largest = torch.stack(torch._foreach_norm(self.parameters, math.inf)).max().item()
+        largest = torch.stack(torch._foreach_norm([*self.parameters], math.inf)).max().item()
         self._require_finite(step, {"largest weight of the LoRA": largest})
         if self.average:
             self.average.step(self.parameters)
@@ -240,10 +241,10 @@ class TrainingStep:
         """Mean over processes, in one message. The UNet runs many times a step, which DDP does not fit."""
         if self.accelerator.num_processes == 1:
             return
-        gradients = torch.cat([p.grad.flatten() for p in self.parameters])
-        mean = self.accelerator.reduce(gradients, reduction="mean")
-        for parameter, grad in zip(self.parameters, mean.split([p.numel() for p in self.parameters]), strict=True):
-            parameter.grad.copy_(grad.view_as(parameter))
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        mean: Any = self.accelerator.reduce(torch.cat([grad.flatten() for grad in gradients]), reduction="mean")
+        for grad, average in zip(gradients, mean.split([grad.numel() for grad in gradients]), strict=True):
+            grad.copy_(average.view_as(grad))
 
     def _require_finite(self, step: int, values: dict[str, float]) -> None:
         bad = [f"the {name} is {value}" for name, value in values.items() if not math.isfinite(value)]

@@ -27,7 +27,7 @@ class Validation:
                 config.eval_clip_model,
                 config.eval_clip_weights,
                 device=step.device,
-                dtype=DTYPES[config.mixed_precision],
+                dtype=DTYPES[step.accelerator.mixed_precision],
             )
         self._texts = self._clip.text_features(texts).float().cpu()
         count = min(config.num_validation_classes, len(step.class_names))

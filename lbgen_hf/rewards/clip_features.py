@@ -5,6 +5,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -85,9 +86,9 @@ class ClipFeatures(nn.Module):
         tokenizer: texts to token ids (B, L).
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor]):
+    def __init__(self, model: Any, tokenizer: Callable[..., Tensor]):
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self._preprocess_config = open_clip.get_model_preprocess_cfg(model)
 
@@ -115,7 +116,7 @@ class ClipFeatures(nn.Module):
         name = check_clip(model, weights)
         own_weights = name.startswith(_OWN_WEIGHTS)
         # OpenAI's weights were trained with QuickGELU, which the plain architecture's name does not say.
-        tag = {} if own_weights else open_clip.get_pretrained_cfg(name, weights)
+        tag = open_clip.get_pretrained_cfg(name, weights) if weights and not own_weights else {}
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="QuickGELU mismatch")

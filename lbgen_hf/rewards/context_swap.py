@@ -25,6 +25,9 @@ class ConditionalDiscriminator(nn.Module):
         hidden_dim: the width of both layers.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, feature_dim: int, num_classes: int, hidden_dim: int = 128):
         super().__init__()
         self.register_buffer("mean", torch.zeros(feature_dim))

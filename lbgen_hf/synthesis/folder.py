@@ -123,7 +123,7 @@ class DatasetFolder:
         self._samplers: dict = {}
         with self._explain():
             try:
-                size = files.size(f"{root}/{RECORD}")
+                size = files.size(f"{root}/{RECORD}") or 0
             except (FileNotFoundError, NotADirectoryError):
                 raise UserError(
                     f"{path} holds no generated dataset: there is no {RECORD} in it"

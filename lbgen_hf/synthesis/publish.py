@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import webdataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from webdataset.writer import TarWriter
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import write_atomically
@@ -160,7 +160,7 @@ def export_webdataset(
 
 
 def _write_tar(dataset: DatasetFolder, shard: int, tar: Path) -> None:
-    with tar.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as archive:
+    with tar.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as archive:
         for rows in dataset.row_groups(shard, check_pages=True):
             for row in rows:
                 image, image_id, label = row.pop("image"), row.pop("id"), row["label"]

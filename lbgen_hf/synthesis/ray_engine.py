@@ -23,8 +23,8 @@ from lbgen_hf.synthesis.sample import Sampler
 class RayJob(Protocol):
     """What `sample.Job` is: small, picklable, the settings without weights, and the weights where they are needed."""
 
-    device: str | None
-
+    @property
+    def device(self) -> str | None: ...
     def resolve(self) -> Settings: ...
     def load_sampler(self, settings: Settings) -> Sampler: ...
 
@@ -79,6 +79,7 @@ def generate_with_ray(
     check_batch_size(batch_size)
     try:
         import ray
+        from ray.exceptions import RayTaskError
     except ImportError:
         raise UserError("Ray is not installed; pip install 'lbgen_hf[ray]'") from None
     out = out.resolve()
@@ -106,7 +107,7 @@ def generate_with_ray(
                 if shards:
                     running[actor.sample.remote(shards.pop(0))] = (actor, 1)
                 progress(dataset.num_images_written(), dataset.plan.num_images)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise error.cause from error
     finish(dataset)
     return dataset

@@ -198,6 +198,7 @@ class Job:
             raise UserError("float16 is too slow and imprecise on a CPU; give --dtype float32 or bfloat16")
         weights, model_names = inspect_model(self.model, self.lora, self.revision, self.variant)
         names = names or model_names
+        wnids = tuple(wnid for wnid in names.wnids if wnid)
         companions, thresholds = companions_of(self.model), {}
         if self.options.get("min_clip_score") is not None:
             thresholds["clip_model"] = companions.clip_model
@@ -213,7 +214,7 @@ class Job:
             revision=self.revision,
             variant=self.variant,
             classes=names.names,
-            wnids=names.wnids if all(names.wnids) else None,
+            wnids=wnids if len(wnids) == len(names.names) else None,
             dtype=dtype,
             **weights,
             **thresholds,
@@ -282,7 +283,7 @@ def _load_scorers(settings: Settings, device: torch.device) -> dict[str, tuple[S
     if settings.min_quality is not None:
         from lbgen_hf.rewards.quality import load_quality_scorer
 
-        score = load_quality_scorer(settings.quality_scorer, device=device)
+        score = load_quality_scorer(str(settings.quality_scorer), device=device)
         scorers["quality"] = (lambda images, rows: score(images), settings.min_quality)
     return scorers
 
@@ -291,7 +292,7 @@ def _clip_scorer(settings: Settings, device: torch.device) -> Scorer:
     """cos(image, "photo of c"), 1 - L_in of the paper's eq. 6."""
     from lbgen_hf.rewards.clip_features import ClipFeatures
 
-    clip = ClipFeatures.from_pretrained(settings.clip_model, device=device)
+    clip = ClipFeatures.from_pretrained(str(settings.clip_model), device=device)
 
     def score(images: Tensor, rows: list[Row]) -> Tensor:
         texts = clip.text_features([f"photo of {settings.classes[row.class_id]}" for row in rows])
@@ -328,6 +329,7 @@ def _locate(model: str, revision: str | None, variant: str | None) -> tuple[Path
                 return Path(source), []
             return Path(LbGenPipeline.download(source, revision=revision, variant=variant, use_safetensors=True)), []
         base, adapter = base_model_of(source, revision=revision), find_file(source, LORA_FILE, revision=revision)
+        assert adapter is not None
     folder, adapters = _locate(base, None, variant)
     return folder, [*adapters, adapter]
 
@@ -358,6 +360,7 @@ def _own_classes(folder: Path) -> ClassNames:
         labels, wnids = saved_classes(folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the model_index.json of {folder} is damaged: {first_line(error)}") from error
+    labels = labels or []
     return ClassNames(tuple(labels), tuple(wnids or [None] * len(labels)))
 
 

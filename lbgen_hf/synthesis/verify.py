@@ -136,7 +136,8 @@ def _look_at(cell: dict[str, Any] | None) -> dict[str, Any]:
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return {"digest": digest, "problem": f"cannot be decoded: {first_line(error)}"}
-    black = max(high for _, high in image.getextrema()) < _BLACK
+    channels: Any = image.getextrema()
+    black = max(high for _, high in channels) < _BLACK
     return {"digest": digest, "problem": "is black" if black else None}
 
 

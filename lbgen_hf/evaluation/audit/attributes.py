@@ -118,7 +118,7 @@ def measure_pixels(pixels: np.ndarray) -> dict[str, np.ndarray]:
     luminance = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255
     masks = object_masks(lab)
     cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]])
-    ring = ~binary_dilation(masks, cross, iterations=3)
+    ring = ~np.asarray(binary_dilation(masks, cross, iterations=3), dtype=bool)
     ring[ring.mean((1, 2)) < _LEAST_RING] = False
     inside = binary_erosion(masks, cross)
     inside[inside.sum((1, 2)) < _LEAST_OBJECT] = False
@@ -165,12 +165,17 @@ def _mean_over(region: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], np.nan)
 
 
+def _gradient(luminance: np.ndarray) -> np.ndarray:
+    """The slopes (B, 64, 64, 2) down and to the right."""
+    return np.stack([np.gradient(luminance, axis=1), np.gradient(luminance, axis=2)], -1)
+
+
 class _Gradients:
     """The gradients of luminance (B, 64, 64), fine and coarse, averaged on the grid of the masks."""
 
     def __init__(self, luminance: np.ndarray) -> None:
-        fine = np.stack(np.gradient(luminance, axis=(1, 2)), -1)
-        coarse = np.stack(np.gradient(gaussian_filter(luminance, (0, 2, 2)), axis=(1, 2)), -1)
+        fine = _gradient(luminance)
+        coarse = _gradient(np.asarray(gaussian_filter(luminance, (0, 2, 2))))
         dy, dx = fine[..., 0], fine[..., 1]
         energy = (fine**2).sum(-1)
         self.edge_density = (energy > 0.08**2).mean((1, 2))
@@ -200,7 +205,7 @@ _WINDOW = np.hanning(SIZE)[:, None] * np.hanning(SIZE)[None]
 def _spectrum_slopes(luminance: np.ndarray) -> np.ndarray:
     """The exponent (B,) of a power law fitted to radial power, 2 to 27 cycles a frame; about -2 in photos."""
     centred = luminance - luminance.mean((1, 2), keepdims=True)
-    power = np.abs(rfft2(centred * _WINDOW.astype(np.float32))) ** 2
+    power = np.abs(np.asarray(rfft2(centred * _WINDOW.astype(np.float32)))) ** 2
     radii = np.arange(2, SIZE // 2 - 4)
     radial = np.stack([power[:, radius == _RADIUS].mean(1) for radius in radii], -1)
     logs = np.log(radial + 1e-8)

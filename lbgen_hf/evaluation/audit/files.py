@@ -2,7 +2,7 @@
 
 import functools
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -75,7 +75,8 @@ def _table_sums() -> np.ndarray:
     for quality in range(1, 101):
         file = io.BytesIO()
         Image.new("L", (8, 8)).save(file, "JPEG", quality=quality)
-        sums.append(sum(Image.open(file).quantization[0]))
+        written: Any = Image.open(file)  # a JpegImageFile
+        sums.append(sum(written.quantization[0]))
     return np.array(sums)
 
 

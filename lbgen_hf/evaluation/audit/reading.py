@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import datasets
 import fsspec
 import pyarrow as pa
+from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
 from lbgen_hf.errors import UserError, first_line
 
 _LABEL_NAMES = ("label", "labels", "class", "target")
 _IMAGE_NAMES = ("image", "img", "jpg", "png")
-_FAILURES = (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError, HfHubHTTPError)
+_FAILURES = (OSError, ValueError, RuntimeError, pa.ArrowException, DatasetsError, HfHubHTTPError)
 
 
 class Row(NamedTuple):
@@ -41,7 +42,8 @@ class Row(NamedTuple):
             return self.content
         if self.content is None:
             raise OSError("the row has no image")
-        with fsspec.open(self.content, "rb") as file:
+        opened: Any = fsspec.open(self.content, "rb")
+        with opened as file:
             return file.read()
 
 
@@ -74,8 +76,8 @@ class LabelledImages:
                 label, image = row[self._label_column], row[self._image_column]
                 if label is None or (names and label < 0):
                     raise UserError(f"{self.name}: row {number} has no label; give a split with labels (--split)")
-                image = {"bytes": image} if isinstance(image, bytes | None) else image
-                path, content = image.get("path"), image["bytes"]
+                cell: dict[str, Any] = {"bytes": image} if isinstance(image, bytes | None) else image
+                path, content = cell.get("path"), cell["bytes"]
                 yield Row(path or f"row {number}", content or path, names[label] if names else str(label))
 
 
@@ -122,10 +124,10 @@ def open_images(
         dataset = _choose_split(dataset, split, name)
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         raise UserError(f"cannot audit a {type(source).__name__}; give a path, a repo id or an object of `datasets`")
-    if not dataset.features:
+    if isinstance(dataset, datasets.IterableDataset) and not dataset.features:
         with explain(name):
             dataset = dataset._resolve_features()
-    features = dict(dataset.features)
+    features: dict[str, Any] = dict(dataset.features or {})
     image = _choose("image", image_column, _image_columns(features), features, name)
     label = _choose("label", label_column, _label_columns(features), features, name)
     if isinstance(features[image], datasets.Image):
@@ -150,7 +152,7 @@ def _load(source: str | Path) -> Any:
 
 def _declared_rows(dataset: datasets.IterableDataset) -> int | None:
     splits = dataset.info.splits or {}
-    return splits[dataset.split].num_examples or None if dataset.split in splits else None
+    return splits[dataset.split].num_examples or None if dataset.split and dataset.split in splits else None
 
 
 def _choose_split(splits: dict[str, Any], wanted: str | None, name: str) -> Any:

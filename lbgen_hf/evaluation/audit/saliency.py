@@ -9,9 +9,11 @@ Where it is blind: an object that fills the frame is taken for background (the m
 of the background's own colours is missed. A centred object is the easy case.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 GRID = 32  # the mask's side
 _BORDER = 2  # pixels of the grid
@@ -40,7 +42,7 @@ def saliency(lab: np.ndarray) -> np.ndarray:
     """
     distances = np.empty(lab.shape[:3], dtype=np.float32)
     for out, image in zip(distances, lab.reshape(len(lab), -1, 3), strict=True):
-        tree = cKDTree(image[_BORDER_PIXELS], balanced_tree=False, compact_nodes=False)
+        tree: Any = KDTree(image[_BORDER_PIXELS], balanced_tree=False, compact_nodes=False)
         out[:] = tree.query(image, k=[_NEIGHBOUR])[0].reshape(GRID, GRID)
     return gaussian_filter(distances, (0, 1, 1))
 

@@ -56,7 +56,7 @@ class PyiqaScorer(QualityScorer):
         """
         require_pyiqa(f"pyiqa:{name}")
         with llama_kept():
-            import pyiqa
+            import pyiqa  # pyright: ignore[reportMissingImports]
 
             if name not in pyiqa.list_models(metric_mode="NR"):
                 raise UserError(f"pyiqa has no metric {name!r} without reference; clipiqa, musiq, topiq_nr are three")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.rewards.quality.levels import ANSWER, QUESTION, checkpoint_layers
@@ -23,7 +23,7 @@ IMAGE_TOKEN_ID = -200  # where the port puts the visual queries
 BEFORE_IMAGE, AFTER_IMAGE = f"USER: {QUESTION}\n", f"\nASSISTANT: {ANSWER}"
 
 
-def import_port() -> tuple[type[nn.Module], Any]:
+def import_port() -> tuple[Any, Any]:
     """The port's causal model class, and its changes to Llama, which its layers are built with.
 
     Raises:
@@ -31,7 +31,11 @@ def import_port() -> tuple[type[nn.Module], Any]:
     """
     require_pyiqa("qalign")
     with llama_kept():
-        from pyiqa.archs.q_align import modeling_llama2, modeling_mplug_owl2, visual_encoder
+        from pyiqa.archs.q_align import (  # pyright: ignore[reportMissingImports]
+            modeling_llama2,
+            modeling_mplug_owl2,
+            visual_encoder,
+        )
     # The port overwrites LlamaModel.forward, and inherits it. Here its own class alone has it.
     modeling_mplug_owl2.MPLUGOwl2LlamaModel.forward = modeling_llama2.model_forward
     # The port calls this method of PreTrainedModel, which transformers 5 removed.
@@ -39,7 +43,7 @@ def import_port() -> tuple[type[nn.Module], Any]:
     return modeling_mplug_owl2.MPLUGOwl2LlamaForCausalLM, modeling_llama2.replace_llama_modality_adaptive
 
 
-def _invert_attention_mask(model: nn.Module, mask: Tensor) -> Tensor:
+def _invert_attention_mask(model: Any, mask: Tensor) -> Tensor:
     """(B, T) of ones where to attend to (B, 1, 1, T): zeros there, the least number elsewhere."""
     return (1 - mask[:, None, None].to(model.dtype)) * torch.finfo(model.dtype).min
 
@@ -65,9 +69,12 @@ class QAlignScorer(QualityScorer):
         model: the port's causal model, with its tokenizer and image processor.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    prompt: Tensor
+    level_ids: Tensor
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.register_buffer("prompt", assemble_prompt(model.tokenizer), persistent=False)
         self.register_buffer("level_ids", torch.tensor(read_level_ids(model.tokenizer)), persistent=False)
 

@@ -38,7 +38,7 @@ class TinyScorer(QualityScorer):
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to level logits (B, 5), bad to excellent."""
-        return self.head(self.features(images.to(self.head[0].weight.dtype) * 2 - 1).mean((2, 3)))
+        return self.head(self.features(images.to(next(self.parameters()).dtype) * 2 - 1).mean((2, 3)))
 
     def _score(self, images: Tensor) -> Tensor:
         return expected_level(self.logits(images))
