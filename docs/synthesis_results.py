@@ -20,7 +20,7 @@ def quality_table() -> str:
     variants = read_results("synthesis_quality")["variants"]
     rows = []
     for name, measured in variants.items():
-        changes = [measured["figures"][metric]["change"] for metric in METRICS]
+        changes = [measured["metrics"][metric]["change"] for metric in METRICS]
         cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*change) for change in changes]
         rows.append([name, *cells, f"{measured['feature_distance']:.3f}"])
     return markdown_table(["preset", *METRICS, "feature distance"], rows)

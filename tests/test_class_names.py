@@ -63,7 +63,7 @@ def test_text_files_that_cannot_work_are_one_line(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_picture_is_no_class_list(tmp_path):
+def test_an_image_is_no_class_list(tmp_path):
     Image.effect_noise((8, 8), 90).save(tmp_path / "classes.png")
     with pytest.raises(UserError, match="not a UTF-8 text file"):
         load_class_names(tmp_path / "classes.png")

@@ -21,7 +21,7 @@ RANK = 128
 
 @dataclasses.dataclass
 class Run:
-    """What the process of its own reports: parameters of the UNet, latents without and with the LoRA, the picture."""
+    """What the process of its own reports: parameters of the UNet, latents without and with the LoRA, the image."""
 
     unet_parameters: int
     plain: np.ndarray

@@ -289,7 +289,7 @@ def test_a_malformed_table_is_one_line(images: Path, scorer, capsys, table: byte
     assert "metadata.csv" in refusal(capsys, "score", images)
 
 
-def test_a_score_that_somebody_spoilt_is_made_again(images: Path, scorer: Brightness) -> None:
+def test_a_score_that_somebody_damaged_is_made_again(images: Path, scorer: Brightness) -> None:
     score_folder(images, "one", lambda _: scorer)
     table = images / "metadata.csv"
     table.write_text(table.read_text().replace("1.80000", "high"))

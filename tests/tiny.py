@@ -23,7 +23,7 @@ def make_tokenizer(max_length: int = 16) -> CLIPTokenizer:
 
 
 def make_components(seed: int = 0, width: int = 8) -> dict:
-    """The arguments of `StableDiffusionPipeline`: 64x64 pictures from 8x8x4 latents, 16 tokens, a letter each."""
+    """The arguments of `StableDiffusionPipeline`: 64x64 images from 8x8x4 latents, 16 tokens, a letter each."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -71,7 +71,7 @@ def make_components(seed: int = 0, width: int = 8) -> dict:
 
 
 def save_lora(folder: Path, unet: UNet2DConditionModel, base_model: str) -> None:
-    """A LoRA repo whose adapter changes the pictures: both factors are non-zero, and alpha is not the rank."""
+    """A LoRA repo whose adapter changes the images: both factors are non-zero, and alpha is not the rank."""
     unet.add_adapter(
         LoraConfig(
             r=LORA_RANK,

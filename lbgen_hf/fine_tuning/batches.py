@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lbgen_hf.pipeline_lbgen import image_seed
-from lbgen_hf.rewards.losses import draw_other_classes
+from lbgen_hf.rewards.losses import sample_other_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,5 +39,5 @@ def sample_batch(images: Sequence[int], num_classes: int, latent_shape: tuple[in
     class_ids = torch.stack([orders[i // num_classes][i % num_classes] for i in images])
     generators = [stream(seed, "image", i) for i in images]
     noise = torch.stack([torch.randn(latent_shape, generator=generator) for generator in generators])
-    real_ids = [draw_other_classes(c, num_classes, g) for c, g in zip(class_ids, generators, strict=True)]
+    real_ids = [sample_other_classes(c, num_classes, g) for c, g in zip(class_ids, generators, strict=True)]
     return Batch(class_ids, torch.stack(real_ids), noise, generators)

@@ -39,7 +39,7 @@ def quality_loss(scores: Tensor) -> Tensor:
     return (1 - scores / 5).mean()
 
 
-def draw_other_classes(class_ids: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
+def sample_other_classes(class_ids: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
     """For each image a class that is not its own, uniform over all others: the real side of L_en (sec. 3.2).
 
     Args:

@@ -1,1 +1,1 @@
-"""Synthesis: plan -> draw -> shard -> card -> publish. A labelled dataset of any size, from class names and a model."""
+"""A labelled dataset of any size from class names and a model: plan -> sample -> shard -> folder -> card -> publish."""

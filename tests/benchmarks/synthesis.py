@@ -1,11 +1,12 @@
-"""Synthesis side by side with the authors' way, with the same model, and what each preset's speed costs in quality.
+"""Synthesis side by side with the baseline, with the same model, and what each preset's speed costs in quality.
 
     python tests/benchmarks/synthesis.py              # speed
-    python tests/benchmarks/synthesis.py --quality    # 1,600 pictures a preset, judged; long
+    python tests/benchmarks/synthesis.py --quality    # 1,600 images a preset, judged; long
     python tests/benchmarks/synthesis.py --sd15       # one step of SD1.5 at 512x512, lever by lever; random weights
 
-The authors' way: the plain pipeline, one class at a time, its LoRA unfused, each picture saved as PNG in the thread
-that draws. Writes results/synthesis.json, results/synthesis_quality.json and results/synthesis_sd15.json.
+The baseline, as in the authors' published code: the plain pipeline, one class at a time, its LoRA unfused, each image
+saved as PNG in the thread that samples. Writes results/synthesis.json, results/synthesis_quality.json and
+results/synthesis_sd15.json.
 """
 
 import argparse
@@ -41,54 +42,54 @@ VARIANTS = {
 JUDGED = tuple(name for name in VARIANTS if not name.startswith("paper,"))
 
 
-def authors_way(images_per_class: int) -> Callable[[], None]:
-    """Draws into a folder of PNGs."""
+def baseline(images_per_class: int) -> Callable[[], None]:
+    """Samples into a folder of PNGs."""
     pipe = StableDiffusionPipeline.from_pretrained(resolve(LBGEN_TINY, "pipeline"), safety_checker=None)
     pipe.load_lora_weights(resolve(LBGEN_TINY, "lora"))
     pipe.set_progress_bar_config(disable=True)
 
-    def draw() -> None:
+    def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name in CLASSES:
                 images = pipe(name, num_images_per_prompt=images_per_class, guidance_scale=2.0).images
                 for index, image in enumerate(images):
                     image.save(Path(folder) / f"{name}-{index}.png")
 
-    return draw
+    return run
 
 
-def our_way(images_per_class: int, options: dict) -> Callable[[], None]:
-    """Draws a dataset folder."""
+def ours(images_per_class: int, options: dict) -> Callable[[], None]:
+    """Generates a dataset folder."""
     job = Job(lora=LBGEN_TINY, options={"images_per_class": images_per_class, **options})
     settings, sampler = job.prepare()
 
-    def draw() -> None:
+    def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
             generate(Path(folder) / "out", settings, sampler, batch_size=64)
 
-    return draw
+    return run
 
 
-def count_gflops(draw: Callable[[], None], num_images: int) -> float:
+def count_gflops(run: Callable[[], None], num_images: int) -> float:
     """GFLOP an image."""
     with FlopCounterMode(display=False) as counter:
-        draw()
+        run()
     return counter.get_total_flops() / num_images / 1e9
 
 
 def time_all(images_per_class: int, repeats: int) -> dict:
-    """Each variant against the authors' way: seconds, ratio with its quartiles, and counted GFLOP an image."""
-    ways = {"authors": authors_way(images_per_class)}
-    ways |= {name: our_way(images_per_class, options) for name, options in VARIANTS.items()}
+    """Each variant against the baseline: seconds, ratio with its quartiles, and counted GFLOP an image."""
+    ways = {"baseline": baseline(images_per_class)}
+    ways |= {name: ours(images_per_class, options) for name, options in VARIANTS.items()}
     timed = compare(ways, repeats)
-    for name, draw in ways.items():
-        timed[name]["gflop_an_image"] = round(count_gflops(draw, 16 * images_per_class), 2)
+    for name, run in ways.items():
+        timed[name]["gflop_an_image"] = round(count_gflops(run, 16 * images_per_class), 2)
     return {"images": 16 * images_per_class, "ways": timed}
 
 
 @torch.no_grad()
 def time_sd15_step(repeats: int) -> dict:
-    """One step of SD1.5 in bf16 at 512x512, as the authors take it and with one lever after the other."""
+    """One step of SD1.5 in bf16 at 512x512, as the baseline takes it and with one lever after the other."""
     torch.set_default_dtype(torch.bfloat16)
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()
     sample, embeddings = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768)
@@ -128,14 +129,14 @@ def time_sd15_step(repeats: int) -> dict:
         },
         repeats,
     )
-    return {"settings": "SD1.5's UNet, random weights, rank 128, bf16, 512x512, one picture", "ways": timed}
+    return {"settings": "SD1.5's UNet, random weights, rank 128, bf16, 512x512, one image", "ways": timed}
 
 
 @torch.no_grad()
 def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
-    """Each variant against `paper`, drawn from the same noise, as the judge sees it.
+    """Each variant against `paper`, sampled from the same noise, as the judge sees it.
 
-    Per figure the change with its 95 % interval; `feature_distance`: mean 1 - cos to the `paper` picture of the same
+    Per metric the change with its 95 % interval; `feature_distance`: mean 1 - cos to the `paper` image of the same
     noise in CLIP's space.
     """
     from lbgen_hf.biaslab.measure import compare as compare_measured
@@ -148,15 +149,15 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
         settings, sampler = Job(options={"images_per_class": images_per_class, **VARIANTS[name]}).prepare()
         rows = [settings.plan.row(image_id) for image_id in range(settings.plan.num_images)]
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-        pictures = torch.cat([torch.from_numpy(sampler(batch).pixels) for batch in batches])
-        images = pictures.permute(0, 3, 1, 2).float().div(255).unflatten(0, (images_per_class, -1)).transpose(0, 1)
+        pixels = torch.cat([torch.from_numpy(sampler(batch).pixels) for batch in batches])
+        images = pixels.permute(0, 3, 1, 2).float().div(255).unflatten(0, (images_per_class, -1)).transpose(0, 1)
         sights[name] = judge_images(images, settings.classes, **observers)
     paper = sights["paper"]
     measured = {name: measure(sight) for name, sight in sights.items()}
     return {
         name: {
             "feature_distance": (1 - (sight.features * paper.features).sum(-1)).mean().item(),
-            "figures": {
+            "metrics": {
                 row["name"]: {"value": row["tuned"], "change": row["change"]}
                 for row in compare_measured(measured["paper"], measured[name])
             },
@@ -167,7 +168,7 @@ def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quality", action="store_true", help="judge pictures instead of timing")
+    parser.add_argument("--quality", action="store_true", help="judge images instead of timing")
     parser.add_argument("--images_per_class", type=int, help="default: 4 for speed, 100 for quality")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sd15", action="store_true", help="time one full-size step instead")

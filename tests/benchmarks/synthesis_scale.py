@@ -90,14 +90,14 @@ def time_writers(folder: Path, image_format: str, num_images: int = 40) -> float
     image = smooth_image(512)
     starts: list[float] = []
 
-    def draw(rows: list) -> Samples:
+    def sample(rows: list) -> Samples:
         starts.append(time.perf_counter())
         time.sleep(len(rows) / 2)
         return Samples(np.stack([image] * len(rows)), [True] * len(rows))
 
     names = tuple(f"class {i}" for i in range(num_images))
     settings = Settings("stand-in", "0", names, 1, shard_size=8, format=image_format)
-    generate(folder / image_format, settings, draw, batch_size=4)
+    generate(folder / image_format, settings, sample, batch_size=4)
     return (len(starts) - 1) * 2 / (starts[-1] - starts[0])
 
 

@@ -47,10 +47,10 @@ def published(base_on_hub: None, sd_folder: Path, tmp_path: Path) -> np.ndarray:
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "state.pt").write_bytes(b"optimizer")
     push(folder, LORA)
-    return draw(pipe)
+    return sample(pipe)
 
 
-def draw(pipe) -> np.ndarray:
+def sample(pipe) -> np.ndarray:
     generator = torch.Generator().manual_seed(0)
     call = {"generator": generator, "num_inference_steps": STEPS, "guidance_scale": 2.0, "output_type": "np"}
     return pipe(prompt="goldfish", **call).images
@@ -77,15 +77,15 @@ def test_a_hub_that_refuses_is_found_before_training(base_on_hub: None, tmp_path
 
 def test_lbgen_pipeline_loads_it_with_its_base(published: np.ndarray) -> None:
     pipe = LbGenPipeline.from_pretrained(LORA)
-    np.testing.assert_allclose(draw(pipe), published, atol=1e-5)
+    np.testing.assert_allclose(sample(pipe), published, atol=1e-5)
     assert pipe("goldfish", num_inference_steps=2).class_names == ["goldfish"]
 
 
 def test_plain_diffusers_loads_it(published: np.ndarray) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(BASE)
-    without = draw(pipe)
+    without = sample(pipe)
     pipe.load_lora_weights(LORA)
-    np.testing.assert_allclose(draw(pipe), published, atol=1e-5)
+    np.testing.assert_allclose(sample(pipe), published, atol=1e-5)
     assert abs(without - published).max() > 1e-2
 
 
@@ -103,7 +103,7 @@ output = pipe(
     "goldfish", generator=torch.Generator().manual_seed(0), num_inference_steps={STEPS}, output_type="np"
 )
 assert output.class_ids == [1]
-np.save("drawn.npy", output.images)
+np.save("sampled.npy", output.images)
 """
     environment = {
         **os.environ,
@@ -113,4 +113,4 @@ np.save("drawn.npy", output.images)
         "PYTHONPATH": "",
     }
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
-    np.testing.assert_allclose(np.load(tmp_path / "drawn.npy"), published, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "sampled.npy"), published, atol=1e-5)

@@ -9,10 +9,10 @@ from torch import nn
 from lbgen_hf.rewards.losses import (
     Discriminator,
     discriminator_loss,
-    draw_other_classes,
     entire_dataset_loss,
     individual_loss,
     quality_loss,
+    sample_other_classes,
 )
 
 
@@ -64,14 +64,14 @@ def test_discriminator_is_linear_relu_linear():
 
 
 def test_negative_class_is_never_the_own_and_uniform_over_the_others():
-    num_classes, draws = 6, 60_000
-    class_ids = torch.arange(num_classes).repeat(draws // num_classes)
+    num_classes, samples = 6, 60_000
+    class_ids = torch.arange(num_classes).repeat(samples // num_classes)
     counts = torch.zeros(num_classes, num_classes)
     for rank in range(2):  # each rank has its own generator
-        others = draw_other_classes(class_ids, num_classes, torch.Generator().manual_seed(rank))
+        others = sample_other_classes(class_ids, num_classes, torch.Generator().manual_seed(rank))
         counts += torch.bincount(class_ids * num_classes + others, minlength=num_classes**2).view(num_classes, -1)
     assert counts.diagonal().sum() == 0
     off_diagonal = counts[~torch.eye(num_classes, dtype=torch.bool)]
-    expected = 2 * draws / (num_classes * (num_classes - 1))
+    expected = 2 * samples / (num_classes * (num_classes - 1))
     chi_square = ((off_diagonal - expected) ** 2 / expected).sum()
     assert chi_square < 54  # 24 degrees of freedom, p > 0.0004

@@ -1,4 +1,4 @@
-"""Datasets drawn by the stand-in."""
+"""Datasets sampled by the stand-in."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 @pytest.fixture(scope="module")
 def quiet(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """The rows that one undisturbed process draws, eight at a time."""
+    """The rows that one undisturbed process samples, eight at a time."""
     out = tmp_path_factory.mktemp("quiet") / "out"
     generate(out, *Job(str(sd_folder), device="cpu", options=OPTIONS).prepare(), batch_size=8)
     return read_rows(out)

@@ -82,8 +82,8 @@ def measure_diversity(
     starts = np.concatenate([[0], count.cumsum()[:-1]])
     low_high = []
     for _ in range(min(resamples, max(100, 10**7 // len(flat)))):
-        drawn = order[np.repeat(starts, count) + rng.integers(np.repeat(count, count))]
-        low_high.append(ratios(_by_class(squares[drawn], labels[order], count) * bessel).mean())
+        chosen = order[np.repeat(starts, count) + rng.integers(np.repeat(count, count))]
+        low_high.append(ratios(_by_class(squares[chosen], labels[order], count) * bessel).mean())
     observed = ratios(_by_class(squares, labels, count) * bessel)
     low, high = np.quantile(low_high, [0.025, 0.975])
     return Diversity(observed, float(observed.mean()), (float(low), float(high)))

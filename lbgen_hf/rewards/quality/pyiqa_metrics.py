@@ -28,19 +28,19 @@ def parse_range(text: str | None) -> tuple[float, float]:
 class PyiqaScorer(QualityScorer):
     """A metric mapped to [1, 5] by its own range and direction.
 
-    Where the range is approximate, a value beyond it counts as its end; the gradient goes on as if it were not.
+    Where the range is approximate, a value beyond it counts as its end; the gradient is as if it were not.
 
     Args:
         metric: what `pyiqa.create_metric` returns.
 
     Raises:
-        UserError: it needs a reference picture, has no finite range, or no gradient.
+        UserError: it needs a reference image, has no finite range, or no gradient.
     """
 
     def __init__(self, metric: Any) -> None:
         super().__init__()
         if metric.metric_mode != "NR":
-            raise UserError(f"{metric.metric_name} compares with a reference picture, and generated pictures have none")
+            raise UserError(f"{metric.metric_name} compares with a reference image, and generated images have none")
         self.name = metric.metric_name
         self.lower_better = metric.lower_better
         self.low, self.high = parse_range(metric.score_range)

@@ -2,7 +2,7 @@
 
 The architecture is pyiqa's port, whose licence is non-commercial; it is imported only when this scorer is asked for.
 Ours are the prompt, a differentiable preprocessing and the reading of the level tokens: the port's own `score` takes
-PIL pictures and runs in inference mode.
+PIL images and runs in inference mode.
 """
 
 from typing import Any
@@ -120,7 +120,7 @@ class QAlignScorer(QualityScorer):
         mean, deviation = (
             images.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
         )
-        colour = (mean * 255).floor() / 255  # as an 8-bit picture has it
+        colour = (mean * 255).floor() / 255  # as an 8-bit image has it
         height, width = images.shape[-2:]
         side = max(height, width)
         left, top = (side - width) // 2, (side - height) // 2

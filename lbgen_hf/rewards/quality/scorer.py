@@ -34,9 +34,9 @@ def check_images(images: Tensor) -> None:
         raise UserError(f"quality scorers take images of shape (B, 3, H, W), got {tuple(images.shape)}")
     if min(images.shape[-2:]) < MIN_IMAGE_SIZE:
         height, width = images.shape[-2:]
-        raise UserError(f"pictures of at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE} are scored, got {width}x{height}")
+        raise UserError(f"images of at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE} are scored, got {width}x{height}")
     if not images.isfinite().all():
-        raise UserError("some pixels are not finite (NaN or infinity), so the picture has no quality")
+        raise UserError("some pixels are not finite (NaN or infinity), so the image has no quality")
 
 
 class QualityScorer(nn.Module, ABC):

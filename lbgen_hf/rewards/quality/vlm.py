@@ -28,7 +28,7 @@ def assemble_prompt(processor: Any) -> str:
 
 
 def read_level_ids(tokenizer: Any) -> list[int]:
-    """The token with which each level goes on after the answer's words, from bad to excellent.
+    """The token with which each level follows the answer's words, from bad to excellent.
 
     Raises:
         UserError: two levels begin with the same token.
@@ -80,9 +80,9 @@ class VlmScorer(QualityScorer):
 
     def preprocess(self, images: Tensor) -> dict[str, Tensor]:
         """The model's inputs, from images (B, 3, H, W) in [0, 1]; the gradient goes through `pixel_values`."""
-        pictures = images * 255  # the range of the 8-bit pictures that processors expect
-        text = self.processor(text=[self.prompt], images=[[pictures[0].detach().cpu()]], return_tensors="pt")
-        pixels = self.processor.image_processor([[picture] for picture in pictures], return_tensors="pt")
+        scaled = images * 255  # the range of the 8-bit images that processors expect
+        text = self.processor(text=[self.prompt], images=[[scaled[0].detach().cpu()]], return_tensors="pt")
+        pixels = self.processor.image_processor([[image] for image in scaled], return_tensors="pt")
         texts = {name: value.repeat(len(images), 1) for name, value in text.items() if name not in pixels}
         return {
             name: value.to(images.device, self.model.dtype if value.is_floating_point() else None)

@@ -62,11 +62,11 @@ def scorer() -> QAlignScorer:
     return QAlignScorer(make_model()).freeze()
 
 
-def score_by_the_port(scorer: QAlignScorer, picture: Image.Image) -> torch.Tensor:
+def score_by_the_port(scorer: QAlignScorer, image: Image.Image) -> torch.Tensor:
     scorer.model.weight_tensor = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])  # it would make half precision ones
     from pyiqa.archs.qalign_arch import expand2square
 
-    pixels = scorer.model.image_processor.preprocess(expand2square(picture), return_tensors="pt")["pixel_values"]
+    pixels = scorer.model.image_processor.preprocess(expand2square(image), return_tensors="pt")["pixel_values"]
     return scorer.model.score(images=None, image_tensor=pixels).clone()
 
 
@@ -75,7 +75,7 @@ def score_by_the_port(scorer: QAlignScorer, picture: Image.Image) -> torch.Tenso
     [(SIZE, SIZE, 1e-5), (SIZE, 40, 1e-5), (SIZE - 7, SIZE, 1e-5), (150, 90, 2e-2)],
 )
 def test_our_score_is_the_ports_own(scorer: QAlignScorer, width: int, height: int, tolerance: float) -> None:
-    """To rounding where nothing is resized; else to the 8-bit rounding of the port's pictures."""
+    """To rounding where nothing is resized; else to the 8-bit rounding of the port's images."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     pixels[:, : width // 2] //= 3
     ours = scorer(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)

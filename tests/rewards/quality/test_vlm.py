@@ -121,7 +121,7 @@ def scorer(request: pytest.FixtureRequest) -> VlmScorer:
 
 
 def test_inputs_are_the_processors_own(scorer: VlmScorer) -> None:
-    """The same tokens; the same pixels but for the 8-bit rounding of resized pictures."""
+    """The same tokens; the same pixels but for the 8-bit rounding of resized images."""
     rows, columns = np.mgrid[0:56, 0:72]
     pixels = np.stack([rows * 4, columns * 3, (rows + columns) % 128], -1).astype(np.uint8)
     theirs = scorer.processor(text=[scorer.prompt], images=[[Image.fromarray(pixels)]], return_tensors="pt")
