@@ -6,10 +6,23 @@ python training/measure_bias.py --lora lbgen_hf/biaslab/models/lora --num_infere
 python tests/benchmarks/pipeline.py
 """
 
-from tables import describe_sampling, format_ratio, markdown_table, read_bias, read_results
+import re
+
+import yaml
+from tables import (
+    bullet,
+    describe_sampling,
+    format_proportion,
+    format_rank_correlation,
+    format_ratio,
+    markdown_table,
+    read_bias,
+    read_results,
+)
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.measure import format_interval, format_percent
+from lbgen_hf.biaslab.scenes import CLASSES
 
 # What the README tells of the LoRA; the card has all metrics.
 SHOWN = (
@@ -24,49 +37,71 @@ SHOWN = (
 )
 
 
-def _join(measured: dict[str, float], *names: str) -> str:
-    return ", ".join(f"{measured[name]:.3f}" for name in names)
-
-
 def models_table() -> str:
     """How well the parts of lbgen-tiny do their own jobs."""
-    models, speed = read_results("biaslab_models"), read_results("pipeline")
+    models = read_results("biaslab_models")
+    judge, clip, diffusion = (models[name] for name in ("judge", "clip", "diffusion"))
     seen = ("background", "place", "texture")
-    judge, clip, diffusion, quality = (models[name] for name in ("judge", "clip", "diffusion", "quality"))
-    psnr = models["autoencoder"]["psnr_db"]
-    captioned = ("caption_background", "caption_place", "caption_shape", "caption_texture")
-    in_training = [
-        ("judge's accuracy: shape, background, place, texture", _join(judge, "shape", *seen), "train_judge"),
-        ("CLIP zero-shot: class, background, place, texture", _join(clip, "class", *seen), "train_clip"),
-        ("autoencoder, PSNR", f"{psnr:.1f} dB", "train_autoencoder"),
-        (
-            "quality scorer, Spearman with the true level; a degradation never seen",
-            _join(quality, "spearman", "spearman_pixelation"),
-            "train_quality",
-        ),
-        (
-            f"an image shows the class asked for ({diffusion['images_per_class']} images of each class)",
-            _join(diffusion, "class_accuracy"),
-            "measure_diffusion",
-        ),
-        (
-            "... what a full caption names: background, place, shape, texture",
-            _join(diffusion, *captioned),
-            "measure_diffusion",
-        ),
+    by_attribute = [
+        [
+            "judge's accuracy",
+            *(format_proportion(judge[name], judge["num_images"]) for name in ("shape", *seen)),
+            "`training/biaslab/train_judge.py`",
+        ],
+        [
+            "CLIP's zero-shot accuracy",
+            *(format_proportion(clip[name], clip[f"num_{name}"]) for name in ("class", *seen)),
+            "`training/biaslab/train_clip.py`",
+        ],
+        [
+            "images of class names show the class",
+            format_proportion(diffusion["class_accuracy"], len(CLASSES) * diffusion["images_per_class"]),
+            *[""] * len(seen),
+            "`training/biaslab/measure_diffusion.py`",
+        ],
+        [
+            "images of full captions show what is named",
+            *(
+                format_proportion(diffusion[f"caption_{name}"], diffusion[f"num_caption_{name}"])
+                for name in ("shape", *seen)
+            ),
+            "`training/biaslab/measure_diffusion.py`",
+        ],
     ]
-    rows = [[result, value, f"`training/biaslab/{script}.py`"] for result, value, script in in_training]
-    ratios = ", ".join(format_ratio(speed[f"batch {size}"]["lbgen"]) for size in (1, 4, 16))
-    rows.append(
-        ["speed of `LbGenPipeline` over the plain pipeline, batch 1, 4, 16", ratios, "`tests/benchmarks/pipeline.py`"]
-    )
+    header = ["95 % intervals", "shape or class", *seen, "script"]
+    return f"{markdown_table(header, by_attribute)}\n\n{_other_parts_table(models)}"
+
+
+def _other_parts_table(models: dict) -> str:
+    quality, speed = models["quality"], read_results("pipeline")
+    rows = [
+        [
+            "autoencoder: mean PSNR",
+            f"{models['autoencoder']['psnr_db']:.1f} dB",
+            "`training/biaslab/train_autoencoder.py`",
+        ]
+    ]
+    for name, metric in (
+        ("quality scorer: Spearman with the true level", "spearman"),
+        ("... of a degradation that it never saw", "spearman_pixelation"),
+    ):
+        value = format_rank_correlation(quality[metric], quality["num_images"])
+        rows.append([name, value, "`training/biaslab/train_quality.py`"])
+    for size in (1, 4, 16):
+        name = f"`LbGenPipeline`'s speed over the plain pipeline, batch {size} (quartiles)"
+        rows.append([name, format_ratio(speed[f"batch {size}"]["lbgen"]), "`tests/benchmarks/pipeline.py`"])
     return markdown_table(["result", "value", "script"], rows)
+
+
+def _lora_rows() -> tuple[dict[str, str], dict[str, dict]]:
+    """How the shipped LoRA was measured, and its rows by metric."""
+    options, measured = read_bias(MODELS / "lora" / "bias.json")
+    return options, next(rows for name, rows in measured.items() if name != "base")
 
 
 def lora_table(metrics: tuple[str, ...] | None = None) -> str:
     """What the shipped LoRA changes; all metrics by default."""
-    options, measured = read_bias(MODELS / "lora" / "bias.json")
-    rows = next(rows for name, rows in measured.items() if name != "base")
+    options, rows = _lora_rows()
     cells = [
         [
             name.replace("_", " "),
@@ -79,9 +114,54 @@ def lora_table(metrics: tuple[str, ...] | None = None) -> str:
     return f"{describe_sampling(options)}\n\n{markdown_table(['metric', 'base', 'lbGen', 'change'], cells)}"
 
 
+def _from_to(row: dict) -> str:
+    return f"from {format_interval(row['base'])} to {format_interval(row['tuned'])}"
+
+
+def turned_plain() -> str:
+    """How much of the fall of the bias is that images turn plain."""
+    _, rows = _lora_rows()
+    return bullet(
+        "**The bias falls partly because images turn plain.** The mutual information of class and background changes by"
+        f" {format_percent(rows['mi_background']['relative'])}, but the share of the commonest background goes"
+        f" {_from_to(rows['commonest_background'])}; with the LoRA it is the plain one."
+    )
+
+
+def accuracy_by_observer() -> str:
+    """Class accuracy under the reward, from the validation of the run that made the LoRA, and under the judge."""
+    options, rows = _lora_rows()
+    count = len(CLASSES) * int(options["images_per_class"])
+    validated = _validation_of_the_run()
+    under_clip = " to ".join(format_proportion(value, validated["count"]) for value in validated["class_accuracy"])
+    return bullet(
+        "**The class becomes less certain, although the reward does not say so.** Under CLIP, which is the reward,"
+        f" class accuracy goes from {under_clip} ({validated['count']} validation images of"
+        f" `training/train_lbgen.py`). Under the independent judge it goes {_from_to(rows['class_accuracy'])}"
+        f" ({count:,} images of `training/measure_bias.py`)."
+    )
+
+
+def _validation_of_the_run() -> dict:
+    """The class accuracy of the first and the kept step in the card that the training wrote beside the LoRA."""
+    folder = MODELS / "lora"
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (folder / "README.md").read_text(encoding="utf-8").splitlines()
+        if re.match(r"\| (step|\d+) \|", line)
+    ]
+    column = table[0].index("class_accuracy")
+    config = yaml.safe_load((folder / "lbgen_config.yaml").read_text(encoding="utf-8"))
+    return {
+        "class_accuracy": [float(row[column]) for row in table[1:]],
+        "count": len(CLASSES) * config["validation_images_per_class"],
+    }
+
+
 def readme_tables() -> dict[str, str]:
-    return {"lora": lora_table(SHOWN), "models": models_table()}
+    cautions = f"{turned_plain()}\n{accuracy_by_observer()}"
+    return {"lora": lora_table(SHOWN), "cautions": cautions, "models": models_table()}
 
 
 def card_tables() -> dict[str, str]:
-    return {"bias": lora_table()}
+    return {"bias": lora_table(), "plain": turned_plain()}

@@ -1,9 +1,15 @@
 """Raw results, and the Markdown tables made of them."""
 
 import json
+import math
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from scipy.stats import binomtest
+
+from lbgen_hf.biaslab.measure import format_interval
 
 RESULTS = Path(__file__).parents[1] / "tests" / "benchmarks" / "results"
 
@@ -28,6 +34,18 @@ def describe_sampling(options: dict[str, str]) -> str:
     )
 
 
+def format_proportion(value: float, count: int) -> str:
+    """A share of `count` images with its 95 % interval (Wilson): `0.990 [0.987, 0.992]`."""
+    interval = binomtest(round(value * count), count).proportion_ci(method="wilson")
+    return format_interval((value, interval.low, interval.high))
+
+
+def format_rank_correlation(value: float, count: int) -> str:
+    """Spearman's correlation over `count` images with its 95 % interval (Fisher's z, with Fieller's variance)."""
+    half = 1.96 * math.sqrt(1.06 / (count - 3))
+    return format_interval((value, *(math.tanh(math.atanh(value) + sign * half) for sign in (-1, 1))))
+
+
 def format_ratio(timed: dict) -> str:
     """A benchmark's ratio to its baseline, with quartiles: `1.50x (1.45-1.60)`."""
     low, high = timed["ratio_spread"]
@@ -38,6 +56,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with a line for each row; underscores in the header become spaces."""
     lines = [[name.replace("_", " ") for name in header], ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def bullet(text: str) -> str:
+    """An item of a list, wrapped as the pages are."""
+    return textwrap.fill(f"- {text}", width=124, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def filled(page: str, texts: dict[str, str]) -> str:

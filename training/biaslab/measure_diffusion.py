@@ -34,6 +34,7 @@ def measure_captions(pipe: LbGenPipeline, judge: Judge, num_captions: int) -> tu
         truth = getattr(scenes, f"{name}s")
         named = truth > 0 if name != "shape" else torch.ones_like(truth, dtype=torch.bool)
         results[f"caption_{name}"] = (seen[name] == truth)[named].float().mean().item()
+        results[f"num_caption_{name}"] = int(named.sum())
     return results, images
 
 

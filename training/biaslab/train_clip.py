@@ -91,8 +91,9 @@ def zero_shot(clip: nn.Module, tokenizer, images: Tensor, names: list[str]) -> T
 
 
 def measure(clip: nn.Module, tokenizer, scenes: Scenes, images: Tensor) -> dict[str, float]:
-    """Zero-shot accuracy of class, and of each attribute over the scenes where it is marked."""
-    results = {"class": (zero_shot(clip, tokenizer, images, CLASSES) == scenes.labels).float().mean().item()}
+    """Zero-shot accuracy of class, and of each attribute over the scenes where it is marked, and over how many."""
+    right = zero_shot(clip, tokenizer, images, CLASSES) == scenes.labels
+    results = {"class": right.float().mean().item(), "num_class": len(right)}
     for name, values, truth in [
         ("background", BACKGROUND_NAMES, scenes.backgrounds),
         ("texture", TEXTURE_NAMES, scenes.textures),
@@ -101,6 +102,7 @@ def measure(clip: nn.Module, tokenizer, scenes: Scenes, images: Tensor) -> dict[
         marked = truth > 0
         guess = zero_shot(clip, tokenizer, images[marked], values[1:])
         results[name] = (guess + 1 == truth[marked]).float().mean().item()
+        results[f"num_{name}"] = len(guess)
     return results
 
 

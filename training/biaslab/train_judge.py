@@ -53,7 +53,7 @@ def main() -> None:
     accuracy = {
         name: (guesses[name] == values).float().mean().item() for name, values in truth(test_scenes, rows).items()
     }
-    log_results("judge", steps=args.max_train_steps, **accuracy)
+    log_results("judge", steps=args.max_train_steps, num_images=len(rows), **accuracy)
 
 
 if __name__ == "__main__":
