@@ -1,8 +1,11 @@
 """The command line `lbgen` as a user meets it: help, version, errors of one line, Ctrl-C."""
 
+import os
 import resource
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +69,22 @@ def test_ctrl_c_exits_130(monkeypatch, capsys):
         run("classes", "biaslab")
     assert exit_info.value.code == 130
     assert capsys.readouterr().err == "lbgen: interrupted.\n"
+
+
+def entry_point() -> str:
+    """The program that the installed command `lbgen` runs."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["lbgen"].partition(":")
+    return f"from {module} import {function}; {function}()"
+
+
+@pytest.mark.parametrize("program", [["-m", "lbgen_hf"], ["-c", entry_point()]], ids=["module", "script"])
+def test_ctrl_c_while_it_imports_is_one_line(program, tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")  # as if pressed at this import
+    package = Path(lbgen_hf.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{package}"}
+    done = subprocess.run([sys.executable, *program, "--help"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "lbgen: interrupted.\n")
 
 
 def children_seconds() -> float:
