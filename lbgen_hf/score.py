@@ -212,14 +212,19 @@ def _score_shards(
         for rows in _score_shard(path, name, scorer, batch_size):
             done += rows
             progress(done, total)
-    scores = [score for path in shards for score in pq.read_table(path, columns=[COLUMN])[COLUMN].to_pylist()]
-    return Scored(folder, scores, known)
+    return Scored(folder, [score for path in shards for score in _read_scores(path)], known)
+
+
+def _read_scores(path: Path) -> list[float]:
+    with path.open("rb") as file:  # pyarrow takes a path for UTF-8 whatever the locale
+        return pq.read_table(file, columns=[COLUMN])[COLUMN].to_pylist()
 
 
 def _read_footer(path: Path) -> tuple[pa.Schema, int]:
     """The schema of a parquet file, and its number of rows."""
     try:
-        metadata = pq.read_metadata(path)
+        with path.open("rb") as file:
+            metadata = pq.read_metadata(file)
         return metadata.schema.to_arrow_schema(), metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no parquet file, or damaged: {first_line(error)}") from error
@@ -229,9 +234,12 @@ def _score_shard(path: Path, name: str, scorer: QualityScorer, batch_size: int) 
     """Write the shard again with its column, a row group at a time, then rename it. Yields numbers of rows."""
     draft = path.with_name(f".{path.name}.tmp")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as source:
+        with path.open("rb") as stored, pq.ParquetFile(stored, page_checksum_verification=True) as source:
             schema = _with_column(source.schema_arrow, name)
-            with pq.ParquetWriter(draft, schema, write_page_checksum=True, write_page_index=True) as writer:
+            with (
+                draft.open("wb") as file,
+                pq.ParquetWriter(file, schema, write_page_checksum=True, write_page_index=True) as writer,
+            ):
                 first = 0
                 for batch in source.iter_batches(_CHUNK):
                     cells = batch.column("image").to_pylist()

@@ -77,7 +77,9 @@ class DatasetFolder:
     def __init__(self, path_or_repo: str | Path, token: str | bool | None = None) -> None:
         path = Path(path_or_repo)
         if isinstance(path_or_repo, Path) or path.is_dir() or not _is_repo_id(path_or_repo):
-            self._open(LocalFileSystem(), path.resolve().as_posix(), path.resolve().name, path)
+            folder = path.resolve()
+            name = os.fsencode(folder.name).decode(errors="replace")  # to print, also where it is no text
+            self._open(LocalFileSystem(), folder.as_posix(), name, path)
         else:
             files = HfFileSystem(token=token, skip_instance_cache=True)
             self._open(files, f"datasets/{path_or_repo}", path_or_repo, None)
@@ -367,8 +369,8 @@ class DatasetFolder:
         name = Path(self._shard(shard)).name
         try:
             with contextlib.ExitStack() as stack:
-                source = self._path and self.shard_path(shard)
-                source = source or stack.enter_context(self._files.open(self._shard(shard), "rb"))
+                # A file and not its path, which pyarrow takes for UTF-8 whatever the locale.
+                source = stack.enter_context(self._files.open(self._shard(shard), "rb"))
                 yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=check_pages))
         except FileNotFoundError as error:
             raise UserError(f"{self.name} is not complete: {name} is missing") from error

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from stand_in import StandIn, make_settings, start_worker
 
 import lbgen_hf
 from lbgen_hf.errors import UserError
+from lbgen_hf.rewards.quality import load_quality_scorer
+from lbgen_hf.score import score_folder
 from lbgen_hf.synthesis.folder import DatasetFolder, check_repo_id
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.plan import PRESETS
 from lbgen_hf.synthesis.sample import Job
+from lbgen_hf.synthesis.verify import verify
 
 
 @pytest.fixture
@@ -39,6 +43,17 @@ def test_it_is_a_public_name(finished: Path):
     assert dataset.settings == make_settings()
     assert dataset.plan == make_settings().plan
     assert (dataset.name, dataset.path) == ("dataset", finished)
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path):
+    """Such as any name that is not ASCII, in the C locale; Python gives it as surrogates, which UTF-8 does not have."""
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    generate(out, make_settings(), StandIn(edge=32), batch_size=20)
+    dataset = DatasetFolder(out)
+    assert verify(dataset) == []
+    assert dataset.name == "caf\N{REPLACEMENT CHARACTER}"
+    scored = score_folder(out, "lbgen-tiny", load_quality_scorer)
+    assert len(scored.scores) == 60
 
 
 def test_rows_are_those_that_load_dataset_gives(rejecting: Path, tmp_path: Path):
