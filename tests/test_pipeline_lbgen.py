@@ -489,14 +489,6 @@ def test_near_names_of_missing_models_and_loras_are_given(offline, fresh_pipe, s
         fresh_pipe.load_lora_weights(f"{lora_folder}x")
 
 
-@pytest.fixture
-def unreachable(monkeypatch):
-    """A Hub that refuses connections; any pause before another try is an error."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: pytest.fail("the client tries again"))
-
-
 def test_a_hub_that_cannot_be_reached_is_told_at_once(unreachable, fresh_pipe):
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         LbGenPipeline.from_pretrained("nobody/nothing")

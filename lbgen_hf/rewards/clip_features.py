@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbgen_hf.errors import UserError, first_line
+from lbgen_hf.hub import loading
 from lbgen_hf.shipped import resolve
 
 
@@ -117,8 +118,10 @@ class ClipFeatures(nn.Module):
         own_weights = name.startswith(_OWN_WEIGHTS)
         # OpenAI's weights were trained with QuickGELU, which the plain architecture's name does not say.
         tag = open_clip.get_pretrained_cfg(name, weights) if weights and not own_weights else {}
+        source = weights if weights and Path(weights).is_file() else name
+        source = source.removeprefix("local-dir:").removeprefix("hf-hub:")
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), loading(source, "CLIP model"):
                 warnings.filterwarnings("ignore", message="QuickGELU mismatch")
                 loaded = open_clip.create_model(
                     name,
@@ -126,7 +129,9 @@ class ClipFeatures(nn.Module):
                     force_quick_gelu=bool(tag.get("quick_gelu")),
                     require_pretrained=True,
                 )
-        except (RuntimeError, ValueError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
             reason = first_line(error)
             raise UserError(f"cannot load CLIP model {name!r} with weights {weights!r}: {reason}") from error
         return cls(loaded, open_clip.get_tokenizer(name)).to(device=device, dtype=dtype)

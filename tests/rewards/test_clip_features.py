@@ -89,6 +89,12 @@ def test_openai_weights_get_quick_gelu(monkeypatch):
         assert seen["force_quick_gelu"] is quick
 
 
+@pytest.mark.parametrize(("model", "weights"), [("hf-hub:nobody/nothing", None), ("ViT-B-32", "openai")])
+def test_weights_are_not_waited_for_where_the_hub_cannot_be_reached(unreachable, model, weights):
+    with pytest.raises(UserError, match=r"CLIP model '.*(cannot be reached|check your connection)"):
+        ClipFeatures.from_pretrained(model, weights)
+
+
 def test_bad_input(tmp_path, clip_dir):
     with pytest.raises(UserError, match="close names: ViT-L-14"):
         ClipFeatures.from_pretrained("ViT-L14")
@@ -96,7 +102,7 @@ def test_bad_input(tmp_path, clip_dir):
         ClipFeatures.from_pretrained("ViT-B-32", None)
     with pytest.raises(UserError, match="has no weights 'nonsense'"):
         ClipFeatures.from_pretrained("ViT-B-32", "nonsense")
-    with pytest.raises(UserError, match="cannot load CLIP model"):
+    with pytest.raises(UserError, match="no CLIP model"):
         ClipFeatures.from_pretrained(f"local-dir:{tmp_path}/absent")
     (tmp_path / "open_clip_config.json").write_text((clip_dir / "open_clip_config.json").read_text())
     with pytest.raises(UserError, match="cannot load CLIP model"):  # a config, no weights: never random ones

@@ -7,6 +7,8 @@ import torch
 
 from lbgen_hf.devices import pick_device
 from lbgen_hf.errors import UserError, first_line
+from lbgen_hf.hub import loading
+from lbgen_hf.rewards.quality import pyiqa_metrics, qalign
 from lbgen_hf.rewards.quality.scorer import QualityScorer
 from lbgen_hf.shipped import LBGEN_TINY, resolve
 
@@ -44,15 +46,16 @@ def load_quality_scorer(
     if not large and (bits or gradient_checkpointing):
         raise UserError(f"{name} is small: bits and gradient checkpointing are for qalign and vlm:<repo>")
     try:
-        if large:
+        with loading(_source(family, rest), f"weights of the scorer {name}"):
+            if not large:
+                return _load_network(family, rest).to(device, dtype).freeze()
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-            loading = {"dtype": dtype, **_quantisation(bits, device, dtype)}
-            scorer = _load_language_model(family, rest, gradient_checkpointing=gradient_checkpointing, **loading)
+            options = {"dtype": dtype, **_quantisation(bits, device, dtype)}
+            scorer = _load_language_model(family, rest, gradient_checkpointing=gradient_checkpointing, **options)
             return (scorer if bits else scorer.to(device)).freeze()
-        return _load_network(family, rest).to(device, dtype).freeze()
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"cannot load the scorer {name}: {first_line(error)}") from error
 
 
@@ -68,11 +71,15 @@ def check_scorer(name: str) -> tuple[str, str]:
     return family, rest
 
 
+def _source(family: str, rest: str) -> str:
+    """The folder or Hub repo that a scorer's weights come from."""
+    shipped = resolve(LBGEN_TINY, "quality")
+    return {LBGEN_TINY: shipped, "qalign": qalign.REPO, "pyiqa": pyiqa_metrics.REPO}.get(family, rest)
+
+
 def _load_language_model(family: str, repo: str, **options: Any) -> QualityScorer:
     if family == "qalign":
-        from lbgen_hf.rewards.quality.qalign import QAlignScorer
-
-        return QAlignScorer.from_pretrained(**options)
+        return qalign.QAlignScorer.from_pretrained(**options)
     from lbgen_hf.rewards.quality.vlm import VlmScorer
 
     return VlmScorer.from_pretrained(repo, **options)
@@ -80,9 +87,7 @@ def _load_language_model(family: str, repo: str, **options: Any) -> QualityScore
 
 def _load_network(family: str, metric: str) -> QualityScorer:
     if family == "pyiqa":
-        from lbgen_hf.rewards.quality.pyiqa_metrics import PyiqaScorer
-
-        return PyiqaScorer.from_name(metric)
+        return pyiqa_metrics.PyiqaScorer.from_name(metric)
     from lbgen_hf.rewards.quality.tiny import TinyScorer
 
     return TinyScorer.from_pretrained(resolve(LBGEN_TINY, "quality"))

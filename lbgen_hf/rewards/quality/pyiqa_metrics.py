@@ -9,6 +9,7 @@ from lbgen_hf.errors import UserError
 from lbgen_hf.rewards.quality.optional_pyiqa import llama_kept, require_pyiqa
 from lbgen_hf.rewards.quality.scorer import QualityScorer
 
+REPO = "chaofengc/IQA-PyTorch-Weights"  # where pyiqa loads weights from
 _PROBE_SIZE = 224
 
 

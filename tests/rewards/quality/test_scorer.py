@@ -112,5 +112,10 @@ def test_options_that_a_scorer_does_not_have_are_refused() -> None:
 
 
 def test_weights_that_cannot_be_loaded_are_one_line(tmp_path) -> None:
-    with pytest.raises(UserError, match="cannot load the scorer"):
+    with pytest.raises(UserError, match="the scorer vlm:"):
         load_quality_scorer(f"vlm:{tmp_path}")
+
+
+def test_weights_are_not_waited_for_where_the_hub_cannot_be_reached(unreachable) -> None:
+    with pytest.raises(UserError, match=r"no weights of the scorer vlm:nobody/nothing .* the Hub cannot be reached"):
+        load_quality_scorer("vlm:nobody/nothing")
