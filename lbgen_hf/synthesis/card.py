@@ -113,7 +113,7 @@ from its row's `seed` alone. With the model at hand, the image of a row is gener
 ```python
 from lbgen_hf import DatasetFolder
 
-DatasetFolder({name!r}).regenerate(dataset[0])
+image = DatasetFolder({name!r}).regenerate(dataset[0])
 ```
 
 ## Columns
@@ -199,8 +199,8 @@ def _score_lines(dataset: DatasetFolder) -> str:
 
 def _limits(settings: Settings, footers: list[Footer]) -> str:
     limits = [
-        "Labels are the names that the model was given. It may have generated something else, above all for names with "
-        "two meanings and for classes that differ in details.",
+        "Labels are the names that the model was given, and nobody has checked them. It may have generated something "
+        "else, above all for names with two meanings and for classes that differ in details.",
         "Whatever bias the model keeps is in the images.",
     ]
     ids = (image_id for footer in footers for image_id in footer.rejected)
