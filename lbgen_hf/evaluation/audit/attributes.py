@@ -122,13 +122,14 @@ def measure_pixels(pixels: np.ndarray) -> dict[str, np.ndarray]:
     ring[ring.mean((1, 2)) < _LEAST_RING] = False
     inside = binary_erosion(masks, cross)
     inside[inside.sum((1, 2)) < _LEAST_OBJECT] = False
+    found = np.any(masks, axis=(1, 2))
     gradients = _Gradients(luminance)
     slope = _spectrum_slopes(luminance)
     values = {
         "background_colour": _mean_over(ring, lab),
         "background_texture": gradients.texture(ring),
-        "object_place": np.where(masks.any((1, 2))[:, None], object_boxes(masks).mean(2) / GRID, np.nan),
-        "object_size": np.where(masks.any((1, 2)), np.sqrt(masks.mean((1, 2))), np.nan)[:, None],
+        "object_place": np.where(found[:, None], object_boxes(masks).mean(2) / GRID, np.nan),
+        "object_size": np.where(found, np.sqrt(masks.mean((1, 2))), np.nan)[:, None],
         "object_texture": gradients.texture(inside),
         "mean_colour": lab[..., 1:].mean((1, 2)),
         "brightness": lab[..., :1].mean((1, 2)),
