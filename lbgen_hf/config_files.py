@@ -1,13 +1,17 @@
 """Command lines and YAML files of config dataclasses: one parser for every script in training/."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, hf_argparser
 
 from lbgen_hf.errors import UserError, first_line
+
+# A config's field; typed as the value of the field, not as a `dataclasses.Field`.
+HfArg: Callable[..., Any] = hf_argparser.HfArg
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -5,18 +5,15 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import HfArgumentParser, hf_argparser
+from transformers import HfArgumentParser
 
 from lbgen_hf.checks import check_number
-from lbgen_hf.config_files import make_config_parser, read_yaml
+from lbgen_hf.config_files import HfArg, make_config_parser, read_yaml
 from lbgen_hf.errors import UserError
-
-# Typed as the value of its field, not as a `dataclasses.Field`.
-HfArg: Callable[..., Any] = hf_argparser.HfArg
 
 # What says where a run is, and nothing of what it computes.
 _HOUSEKEEPING = {

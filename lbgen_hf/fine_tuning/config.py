@@ -6,20 +6,17 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from transformers import HfArgumentParser, hf_argparser
+from transformers import HfArgumentParser
 
 from lbgen_hf.checks import check_number
-from lbgen_hf.config_files import make_config_parser, read_yaml
+from lbgen_hf.config_files import HfArg, make_config_parser, read_yaml
 from lbgen_hf.errors import UserError
 from lbgen_hf.sampling import training_scheduler
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
-
-# Typed as the value of its field, not as a `dataclasses.Field`.
-HfArg: Callable[..., Any] = hf_argparser.HfArg
 
 # Numbers whose annotation carries the check of their range.
 _integer = functools.partial(check_number, integer=True)
