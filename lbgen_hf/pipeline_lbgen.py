@@ -141,12 +141,8 @@ class LbGenPipeline(StableDiffusionPipeline):
         class_labels: list | dict | None = None,
         class_wnids: list | dict | None = None,
     ) -> None:
-        parts: tuple[
-            Any, ...
-        ] = (  # which diffusers types too narrowly: AutoencoderTiny is taken too, and no image encoder
-            *(vae, text_encoder, tokenizer, unet),
-            *(scheduler, safety_checker, feature_extractor, image_encoder),
-        )
+        # diffusers types them too narrowly: it takes an AutoencoderTiny too, and no image encoder.
+        parts: Any = vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder
         super().__init__(*parts, requires_safety_checker=requires_safety_checker)
         self._set_classes(_in_order(class_labels), _in_order(class_wnids))
 

@@ -13,7 +13,7 @@ WEIGHTS = "model.safetensors"
 
 
 def _convolve(wide_in: int, wide_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """A smooth activation, since the gradient is a reward; a norm over the batch, which keeps a image's contrast."""
+    """A smooth activation, since the gradient is a reward; a norm over the batch, which keeps an image's contrast."""
     conv = nn.Conv2d(wide_in, wide_out, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(wide_out), nn.SiLU())
 
