@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import gradio as gr
 from studio import LIMITS, MAX_CLASSES, GeneratedImage, Progress, Request, Studio
-from widgets import gallery_items, make_gallery, make_number, make_slider, status_line, verdict
+from widgets import gallery_items, is_running, make_gallery, make_number, make_slider, status_line, verdict
 
 from lbgen_hf.errors import first_line
 
@@ -126,13 +126,16 @@ def studio_tab(studio: Studio, concurrency_id: str) -> None:
         show_progress_on=status,
         api_name="generate",
     )
-    stop.click(
-        lambda: status_line("Stopped. Images without scores are unfinished.", "done"),
-        outputs=status,
-        cancels=generating,
-        queue=False,
-        api_visibility="private",
-    )
+    stop.click(None, cancels=generating, queue=False, api_visibility="private")
+    # When the page has shown all that the work sent: an answer of the button itself could come before the last of it.
+    generating.then(_end, status, status, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def _end(shown: str) -> str | dict:
+    """The status line after the work: of what was stopped it still says that it is running."""
+    if is_running(shown):
+        return status_line("Stopped. Images without scores are unfinished.", "done")
+    return gr.skip()
 
 
 def _variant_choice(studio: Studio, name: str, label: str, value: str, visible: bool) -> gr.Dropdown:

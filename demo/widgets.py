@@ -85,6 +85,11 @@ def status_line(
     return f'<div class="lb-status" data-state="{state}" role="{role}">{html.escape(message)}{bar}</div>'
 
 
+def is_running(line: str) -> bool:
+    """Whether a `status_line` says that the page is working."""
+    return 'data-state="running"' in line
+
+
 def verdict(problem: str | None) -> dict:
     """What a validator says of one input."""
     return gr.validate(problem is None, problem or "")

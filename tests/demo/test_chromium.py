@@ -155,8 +155,11 @@ def test_stop_ends_the_work_and_the_next_run_starts(page: "playwright.Page", url
     page.get_by_label("number input for Steps").fill("50")
     page.get_by_role("button", name="Generate").click()
     page.locator("#status", has_text=re.compile("images finished, about [0-9]+ (s|min) left")).wait_for()
-    page.get_by_role("button", name="Stop").click()
+    slow = page.context.new_cdp_session(page)  # so that much of what the server sent is still to be shown
+    slow.send("Emulation.setCPUThrottlingRate", {"rate": 20})
+    page.get_by_role("button", name="Stop").dispatch_event("click")
     page.locator("#status", has_text="Stopped").wait_for()
+    slow.send("Emulation.setCPUThrottlingRate", {"rate": 1})
     playwright.expect(page.locator("#stop-button")).to_be_hidden()
     page.get_by_label("number input for Steps").fill("2")
     generate(page)
