@@ -23,16 +23,12 @@ def main(arguments: Sequence[str]) -> None:
         UserError: bad input, an image that cannot be read, or a loss that is not finite.
     """
     # Imported here, so that Ctrl-C while torch loads is reported as at any other time.
-    import logging
-    import os
-
     from lbgen_hf.evaluation.pretraining import Pretraining
     from lbgen_hf.evaluation.pretraining_config import make_parser, parse_config
+    from lbgen_hf.evaluation.training_config import log_to_stderr
 
     config = parse_config(arguments, make_parser(description=__doc__))
-    logging.basicConfig(format="%(message)s")
-    if os.environ.get("RANK", "0") == "0":
-        logging.getLogger("lbgen_hf").setLevel(logging.INFO)
+    log_to_stderr()
     Pretraining(config).train()
 
 

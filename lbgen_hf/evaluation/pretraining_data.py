@@ -1,45 +1,26 @@
-"""Training batches as a function of (seed, step): any step's batch can be made without those before it.
-
-The order of images depends on (seed, epoch), the augmentation of an image on (seed, epoch, its place in the epoch).
-Neither depends on the number of loader processes, so a resumed run sees what the first one would have seen.
-"""
+"""The images that a backbone is pre-trained on: a `datasets` repo or folder, a stream, class folders, or tars."""
 
 import collections
 import dataclasses
-import hashlib
 import io
 import itertools
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.images import LabelledImages, image_folder
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
+from lbgen_hf.evaluation.seeded_batches import Batches, WithErrors, derived_seed, seed_everything, seeded_loader
 from lbgen_hf.evaluation.splits import stratified_split
 
 _SHUFFLE_BUFFER = 10_000
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**32) of any parts."""
-    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:4], "big")
-
-
-def seed_everything(seed: int) -> None:
-    """Seed all three generators that augmentation, mixup and stochastic depth use."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,45 +124,6 @@ def _epoch(known: int | None, config: PretrainingConfig) -> int:
     return num_images
 
 
-@dataclasses.dataclass(frozen=True)
-class Batches:
-    """How an epoch is cut into micro-batches: of one step, `num_processes` x `accumulation`, in that order.
-
-    Attributes:
-        num_images: an epoch.
-        batch_size: of a micro-batch.
-        accumulation: micro-batches a step and process.
-        num_processes, process: of the run, and this one.
-        seed: of order and augmentation.
-    """
-
-    num_images: int
-    batch_size: int
-    accumulation: int
-    num_processes: int
-    process: int
-    seed: int
-
-    @property
-    def images_per_step(self) -> int:
-        return self.batch_size * self.accumulation * self.num_processes
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.num_images // self.images_per_step
-
-    def places(self, step: int) -> Iterator[tuple[int, range]]:
-        """This process's micro-batches of a step: their epoch, and their places in the epoch's order."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        for micro in range(self.accumulation):
-            start = position * self.images_per_step + (micro * self.num_processes + self.process) * self.batch_size
-            yield epoch, range(start, start + self.batch_size)
-
-    def sample_seed(self, epoch: int, place: int) -> int:
-        """Of an image's augmentation."""
-        return derived_seed(self.seed, "image", epoch, place)
-
-
 def make_loader(
     train: LabelledImages | Stream,
     batches: Batches,
@@ -196,47 +138,19 @@ def make_loader(
     if isinstance(train, Stream):
         dataset = _StreamBatches(train, batches, transform, first_step, last_step)
         return DataLoader(dataset, batch_size=None, **options)
-    sampler = _SeededOrder(batches, first_step, last_step)
-    return DataLoader(_Augmented(train, transform), batch_sampler=sampler, collate_fn=_collate, **options)
+    return seeded_loader(_Augmented(train, transform), _collate, batches, first_step, last_step, **options)
 
 
-class _SeededOrder(Sampler):
-    """Micro-batches of (image, seed of its augmentation)."""
+@dataclasses.dataclass(frozen=True)
+class _Augmented:
+    images: LabelledImages
+    transform: Callable[[Image.Image], Tensor]
 
-    def __init__(self, batches: Batches, first_step: int, last_step: int) -> None:
-        self.batches, self.first_step, self.last_step = batches, first_step, last_step
-
-    def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.batches.accumulation
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order_epoch, order = -1, []
-        for step in range(self.first_step, self.last_step):
-            for epoch, places in self.batches.places(step):
-                if epoch != order_epoch:
-                    rng = torch.Generator().manual_seed(derived_seed(self.batches.seed, "order", epoch))
-                    order_epoch, order = epoch, torch.randperm(self.batches.num_images, generator=rng).tolist()
-                yield [(order[place], self.batches.sample_seed(epoch, place)) for place in places]
+    def __call__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images.image(index)), int(self.images.labels[index])
 
 
-class _Augmented(Dataset):
-    def __init__(self, images: LabelledImages, transform: Callable) -> None:
-        self.images, self.transform = images, transform
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
-        index, seed = key
-        try:
-            image = self.images.image(index)
-        except UserError as error:  # raised in the main process, where it is one line
-            return str(error)
-        seed_everything(seed)
-        return self.transform(image), int(self.images.labels[index])
-
-
-def _collate(items: list) -> tuple[Tensor, Tensor] | str:
-    broken = next((item for item in items if isinstance(item, str)), None)
-    if broken is not None:
-        return broken
+def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     images, labels = zip(*items, strict=True)
     return torch.stack(images), torch.tensor(labels)
 
@@ -277,7 +191,7 @@ class _StreamBatches(IterableDataset):
                 next_place = places.stop
                 if wanted:
                     samples = [self._sample(row, epoch, place) for row, place in zip(kept, places, strict=True)]
-                    yield _collate(samples)
+                    yield WithErrors(_collate)(samples)
 
     def _sample(self, row: dict, epoch: int, place: int) -> tuple[Tensor, int] | str:
         cell = row[self.stream.image_column]

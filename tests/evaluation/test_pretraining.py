@@ -23,9 +23,11 @@ from safetensors import safe_open
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import load_backbone
 from lbgen_hf.evaluation.images import RenderedImages, image_folder
-from lbgen_hf.evaluation.pretraining import Pretraining, learning_rate, make_model
+from lbgen_hf.evaluation.pretraining import Pretraining, make_model
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig, parse_config
-from lbgen_hf.evaluation.pretraining_data import Batches, load_training_data, make_loader
+from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader
+from lbgen_hf.evaluation.seeded_batches import Batches
+from lbgen_hf.evaluation.training import learning_rate
 from lbgen_hf.files import sha256_of
 
 ROOT = Path(__file__).parents[2]
