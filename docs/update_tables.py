@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import biaslab_results
+import evaluation_results
 import lbgen_tiny_results
 import synthesis_results
 import training_results
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "README.md": lbgen_tiny_results.readme_tables,
     "docs/biaslab.md": biaslab_results.tables,
+    "docs/evaluation.md": evaluation_results.tables,
     "docs/sd15.md": training_results.tables,
     "docs/synthesis.md": synthesis_results.tables,
     "model_cards/lbgen-tiny.md": lbgen_tiny_results.card_tables,
