@@ -1,4 +1,4 @@
-"""Loading from the Hub: what is missing is said in one line, and at once."""
+"""The Hub: names of repos, and loading, where what is missing is said in one line and at once."""
 
 import contextlib
 import difflib
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from lbgen_hf.errors import UserError, first_line
 
@@ -73,3 +74,23 @@ def quiet_loading() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+def check_repo_id(repo_id: str) -> str:
+    """The id itself, if it is `user/name` and nothing else: no path, no address, no revision.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not is_repo_id(repo_id):
+        raise UserError(f"{repo_id!r} is not the name of a dataset on the Hub; give user/name")
+    return repo_id
+
+
+def is_repo_id(repo_id: str) -> bool:
+    """Whether it is `user/name`."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        return False
+    return repo_id.count("/") == 1

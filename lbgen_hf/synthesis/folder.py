@@ -7,7 +7,6 @@ large the dataset is.
 import contextlib
 import functools
 import importlib.metadata
-import io
 import itertools
 import json
 import os
@@ -23,20 +22,27 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfFileSystem
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import require_creatable
-from lbgen_hf.synthesis.plan import MAX_RESOLUTION, Plan, Row, Settings
-from lbgen_hf.synthesis.shard import ROW_GROUP_SIZE, WORK_FOLDER, Footer, encode_image, explain_no_space, read_footer
+from lbgen_hf.hub import check_repo_id, is_repo_id
+from lbgen_hf.synthesis.plan import Plan, Row, Settings
+from lbgen_hf.synthesis.shard import (
+    ROW_GROUP_SIZE,
+    WORK_FOLDER,
+    Footer,
+    decode_image,
+    encode_image,
+    explain_no_space,
+    read_footer,
+)
 
 RECORD = "generation.json"
 # A published dataset is a stranger's: nothing larger than ours can be is read or decoded.
 _MAX_RECORD_BYTES = 16 * 2**20
 _MAX_GROUP_BYTES = 512 * 2**20
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _DAMAGE = (
     *(pa.ArrowException, Image.DecompressionBombError, RecursionError),
     *(ValueError, KeyError, TypeError, IndexError, AttributeError),
@@ -76,7 +82,7 @@ class DatasetFolder:
 
     def __init__(self, path_or_repo: str | Path, token: str | bool | None = None) -> None:
         path = Path(path_or_repo)
-        if isinstance(path_or_repo, Path) or path.is_dir() or not _is_repo_id(path_or_repo):
+        if isinstance(path_or_repo, Path) or path.is_dir() or not is_repo_id(path_or_repo):
             folder = path.resolve()
             name = os.fsencode(folder.name).decode(errors="replace")  # to print, also where it is no text
             self._open(LocalFileSystem(), folder.as_posix(), name, path)
@@ -400,18 +406,6 @@ class DatasetFolder:
             raise
 
 
-def decode_image(encoded: bytes) -> Image.Image:
-    """The bytes of an image file to an RGB image.
-
-    Raises:
-        ValueError, OSError: they are no JPEG, PNG or WebP file, or one larger than any of ours.
-    """
-    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-    if max(image.size) > MAX_RESOLUTION:
-        raise ValueError(f"an image of {image.width}x{image.height} is too large to show")
-    return image.convert("RGB")
-
-
 def check_output(path: Path, settings: Settings | None = None) -> None:
     """Make sure that `path` can be made a dataset folder, or is one; cheap, so that it comes before a model is loaded.
 
@@ -432,25 +426,6 @@ def check_output(path: Path, settings: Settings | None = None) -> None:
     ours = {WORK_FOLDER, "data"}
     if strangers := sorted(entry.name for entry in path.iterdir() if entry.name not in ours):
         raise UserError(f"{path} holds something else ({strangers[0]}); give an empty folder to --out")
-
-
-def check_repo_id(repo_id: str) -> str:
-    """The id itself, if it is `user/name` and nothing else: no path, no address, no revision.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not _is_repo_id(repo_id):
-        raise UserError(f"{repo_id!r} is not the name of a dataset on the Hub; give user/name")
-    return repo_id
-
-
-def _is_repo_id(repo_id: str) -> bool:
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        return False
-    return repo_id.count("/") == 1
 
 
 def _line(error: BaseException) -> str:

@@ -10,8 +10,9 @@ from webdataset.writer import TarWriter
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import write_atomically
+from lbgen_hf.hub import check_repo_id
 from lbgen_hf.synthesis.card import CARD, SHEET, write_card
-from lbgen_hf.synthesis.folder import RECORD, DatasetFolder, check_repo_id
+from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
 from lbgen_hf.synthesis.leases import alone_in
 from lbgen_hf.synthesis.shard import explain_no_space
 

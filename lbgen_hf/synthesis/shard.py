@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.synthesis.plan import Row, Settings
+from lbgen_hf.synthesis.plan import MAX_RESOLUTION, Row, Settings
 
 # Work in progress (unfinished shards, leases): beside the data, so that a rename is atomic; never published.
 WORK_FOLDER = ".lbgen"
 # Streaming reads a row group at a time.
 ROW_GROUP_SIZE = 100
 _METADATA_KEY = b"lbgen"
+_FORMATS = ("JPEG", "PNG", "WEBP")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -56,6 +57,18 @@ def encode_image(pixels: np.ndarray, settings: Settings) -> bytes:
     else:
         image.save(buffer, settings.format.upper(), quality=settings.image_quality)
     return buffer.getvalue()
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """The bytes of an image file to an RGB image.
+
+    Raises:
+        ValueError, OSError: they are no JPEG, PNG or WebP file, or one larger than any of ours.
+    """
+    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    if max(image.size) > MAX_RESOLUTION:
+        raise ValueError(f"an image of {image.width}x{image.height} is too large to show")
+    return image.convert("RGB")
 
 
 def encode_row(row: Row, pixels: np.ndarray, scores: dict[str, float], settings: Settings) -> dict[str, Any]:

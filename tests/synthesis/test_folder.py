@@ -15,9 +15,10 @@ from stand_in import StandIn, make_settings, start_worker
 
 import lbgen_hf
 from lbgen_hf.errors import UserError
+from lbgen_hf.hub import check_repo_id
 from lbgen_hf.rewards.quality import load_quality_scorer
 from lbgen_hf.score import score_folder
-from lbgen_hf.synthesis.folder import DatasetFolder, check_repo_id
+from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.plan import PRESETS
 from lbgen_hf.synthesis.sample import Job
