@@ -3,10 +3,11 @@
     python tests/benchmarks/synthesis.py              # speed
     python tests/benchmarks/synthesis.py --quality    # 1,600 images a preset, judged; long
     python tests/benchmarks/synthesis.py --sd15       # one step of SD1.5 at 512x512, lever by lever; random weights
+    python tests/benchmarks/synthesis.py --deepcache  # our feature cache against the package DeepCache
 
 The baseline, as in the authors' published code: the plain pipeline, one class at a time, its LoRA unfused, each image
-saved as PNG in the thread that samples. Writes results/synthesis.json, results/synthesis_quality.json and
-results/synthesis_sd15.json.
+saved as PNG in the thread that samples. Writes results/synthesis.json, results/synthesis_quality.json,
+results/synthesis_sd15.json and results/deepcache.json. DeepCache is installed with `pip install --no-deps DeepCache`.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from timing import compare, write_results
 from torch.utils.flop_counter import FlopCounterMode
 
 from lbgen_hf.biaslab.scenes import CLASSES
-from lbgen_hf.sampling import CachedUNet
+from lbgen_hf.pipeline_lbgen import LbGenPipeline
+from lbgen_hf.sampling import CachedUNet, build_scheduler, decode_latents, sample_latents
 from lbgen_hf.shipped import LBGEN_TINY, resolve
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.plan import PRESETS
@@ -133,6 +135,53 @@ def time_sd15_step(repeats: int) -> dict:
 
 
 @torch.no_grad()
+def compare_with_deepcache(batch_size: int, repeats: int, num_inference_steps: int = 20) -> dict:
+    """Our feature cache and DeepCache's, in one loop from the same noise, guided throughout.
+
+    By interval: seconds, ratio to no cache, counted GFLOP an image, and the mean absolute difference of the images (in
+    [0, 1]) to those without a cache. `guided_from_step_2`: what DeepCache does where guidance starts later, which
+    changes the batch of the UNet.
+    """
+    from DeepCache import DeepCacheSDHelper
+
+    pipe = LbGenPipeline.from_pretrained(LBGEN_TINY)
+    pipe.scheduler = build_scheduler("ddim", pipe.scheduler.config)
+    prompts = list(CLASSES)[:batch_size]
+    embeds, negative = pipe.encode_prompt(prompts, "cpu", 1, True, [""] * batch_size)
+    noise = torch.randn(batch_size, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def sample(unet: Callable, guidance_start: float = 0.0) -> torch.Tensor:
+        options = {"num_inference_steps": num_inference_steps, "guidance_start": guidance_start, "frozen_unet": unet}
+        latents = sample_latents(pipe.unet, pipe.scheduler, noise, embeds, negative, fuse_lora=False, **options)
+        return decode_latents(pipe.vae, latents)
+
+    def with_deepcache(interval: int, guidance_start: float = 0.0) -> torch.Tensor:
+        helper = DeepCacheSDHelper(pipe=pipe)
+        helper.set_params(cache_interval=interval, cache_branch_id=0)
+        helper.enable()
+        try:
+            return sample(pipe.unet, guidance_start)
+        finally:
+            helper.disable()
+
+    ways: dict[str, Callable[[], torch.Tensor]] = {"no cache": lambda: sample(pipe.unet)}
+    for interval in (2, 3):
+        ways[f"lbgen_hf, interval {interval}"] = lambda interval=interval: sample(CachedUNet(pipe.unet, interval))
+        ways[f"DeepCache, interval {interval}"] = lambda interval=interval: with_deepcache(interval)
+    images = {name: way() for name, way in ways.items()}
+    timed = compare(ways, repeats)
+    for name, way in ways.items():
+        timed[name]["gflop_an_image"] = round(count_gflops(way, batch_size), 2)
+        timed[name]["difference"] = round((images[name] - images["no cache"]).abs().mean().item(), 5)
+    try:
+        with_deepcache(2, guidance_start=2 / num_inference_steps)
+        late = "works"
+    except RuntimeError as error:
+        late = f"fails: {error}"
+    return {"steps": num_inference_steps, "batch": batch_size, "ways": timed, "guided_from_step_2": late}
+
+
+@torch.no_grad()
 def judge_all(images_per_class: int, batch_size: int = 80) -> dict:
     """Each variant against `paper`, sampled from the same noise, as the judge sees it.
 
@@ -172,9 +221,12 @@ def main() -> None:
     parser.add_argument("--images_per_class", type=int, help="default: 4 for speed, 100 for quality")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sd15", action="store_true", help="time one full-size step instead")
+    parser.add_argument("--deepcache", action="store_true", help="compare with the package DeepCache instead")
     arguments = parser.parse_args()
     if arguments.sd15:
         print(write_results("synthesis_sd15", time_sd15_step(arguments.repeats)).read_text())
+    elif arguments.deepcache:
+        print(write_results("deepcache", compare_with_deepcache(4, arguments.repeats)).read_text())
     elif arguments.quality:
         images_per_class = arguments.images_per_class or 100
         results = {"images_per_class": images_per_class, "variants": judge_all(images_per_class)}
