@@ -111,7 +111,7 @@ def test_bias_is_the_share_of_own_attributes_beyond_chance(bias):
         assert abs(error) < 4 * math.sqrt(expected * (1 - expected) / 20_000) + 1e-9
 
 
-def test_shapes_of_a_polysemous_class_are_drawn_in_turn():
+def test_shapes_of_a_polysemous_class_are_taken_in_turn():
     labels = torch.full((2000,), CLASSES.index("bow"))
     names = [SHAPE_NAMES[i] for i in sample_scenes(2000, seed=2, labels=labels).shapes.tolist()]
     assert set(names) == set(POLYSEMOUS["bow"])

@@ -14,7 +14,7 @@ from lbgen_hf.synthesis.plan import Settings
 from lbgen_hf.synthesis.sample import Samples
 
 
-def _draw_noise(rows: list) -> Samples:
+def _sample_noise(rows: list) -> Samples:
     images = [np.random.default_rng(row.seed).integers(0, 256, (16, 16, 3), np.uint8) for row in rows]
     return Samples(np.stack(images), [True] * len(rows))
 
@@ -45,5 +45,5 @@ def dataset(tmp_path: Path) -> Path:
     """40 images of 4 classes in 4 shards."""
     out = tmp_path / "lbgen-noise"
     settings = Settings("noise", "0", tuple("abcd"), images_per_class=10, shard_size=10, format="png")
-    generate(out, settings, _draw_noise)
+    generate(out, settings, _sample_noise)
     return out

@@ -1,6 +1,6 @@
 """A Hub on this machine: the part of its HTTP API that `huggingface_hub` and `load_dataset` speak, and its bad days.
 
-Repos live in memory. `fail` and `drop` spoil the next requests of a kind; `requests` logs all of them.
+Repos live in memory. `fail` and `drop` disturb the next requests of a kind; `requests` logs all of them.
 """
 
 import base64

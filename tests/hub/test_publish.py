@@ -147,10 +147,10 @@ def test_dropped_connections_are_outlived(hub: Hub, dataset: Path, pauses: list[
     assert sorted(hub.repos["datasets", REPO].files) == sorted(ALL_FILES)
 
 
-@pytest.mark.parametrize("spoil", ["fail", "drop"])
-def test_a_hub_that_stays_down_is_one_line_and_a_rerun_resumes(hub, dataset, pauses, spoil: str):
+@pytest.mark.parametrize("disturb", ["fail", "drop"])
+def test_a_hub_that_stays_down_is_one_line_and_a_rerun_resumes(hub, dataset, pauses, disturb: str):
     shard = "^PUT /lfs/" + _sha256(dataset / SHARDS[2])
-    hub.drop(shard, times=50) if spoil == "drop" else hub.fail(shard, 503, times=50)
+    hub.drop(shard, times=50) if disturb == "drop" else hub.fail(shard, 503, times=50)
     with pytest.raises(UserError, match="run the same command again to resume"):
         publish(DatasetFolder(dataset), REPO)
     hub._faults.clear()

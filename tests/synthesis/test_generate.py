@@ -66,7 +66,7 @@ def test_workers_of_one_launcher_share_the_work(finished: Path, tmp_path: Path):
     assert read_rows(out) == read_rows(finished)
 
 
-def test_independent_jobs_share_a_folder_and_draw_nothing_twice(finished: Path, tmp_path: Path):
+def test_independent_jobs_share_a_folder_and_sample_nothing_twice(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
     counter = multiprocessing.get_context("fork").Value("i", 0)
 

@@ -195,7 +195,7 @@ def test_bad_jobs_are_refused(sd_folder: Path, changes: dict, message: str):
         Job(str(sd_folder), **{"options": {"images_per_class": 1}, **changes}).prepare()
 
 
-def test_the_shipped_thresholds_score_what_lbgen_tiny_draws():
+def test_the_shipped_thresholds_score_what_lbgen_tiny_samples():
     options = {"images_per_class": 1, "steps": 4, "min_clip_score": -1.0, "min_quality": 1.0}
     settings, sampler = Job(device="cpu", options=options).prepare()
     samples = sampler(rows_of(settings)[:4])

@@ -56,7 +56,7 @@ def test_prefers_no_context(scorer: QualityScorer, scenes: Scenes, images: Tenso
 
 
 @pytest.mark.parametrize("degrade", DEGRADATIONS, ids=lambda function: function.__name__)
-def test_its_gradient_leads_back_to_the_clean_picture(scorer: QualityScorer, images: Tensor, degrade) -> None:
+def test_its_gradient_leads_back_to_the_clean_image(scorer: QualityScorer, images: Tensor, degrade) -> None:
     degraded = degrade(images[:50], torch.full((50,), 0.5), torch.Generator().manual_seed(0)).requires_grad_()
     (slope,) = torch.autograd.grad(scorer(degraded).sum(), degraded)
     assert F.cosine_similarity(slope.flatten(1), (images[:50] - degraded).flatten(1)).mean() > 0
