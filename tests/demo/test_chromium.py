@@ -4,13 +4,14 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from app import LAUNCH, build
-from studio import Studio
+from studio import Progress, Request, Studio
 from test_space import bias_file
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -149,18 +150,27 @@ def test_the_keyboard_removes_a_class(page: "playwright.Page", url: str) -> None
     playwright.expect(page.locator("#classes .token")).to_have_count(0)
 
 
-def test_stop_ends_the_work_and_the_next_run_starts(page: "playwright.Page", url: str) -> None:
-    page.goto(url)
-    page.get_by_text("Sampling").click()
-    page.get_by_label("number input for Steps").fill("50")
-    page.get_by_role("button", name="Generate").click()
-    page.locator("#status", has_text=re.compile("images finished, about [0-9]+ (s|min) left")).wait_for()
-    slow = page.context.new_cdp_session(page)  # so that much of what the server sent is still to be shown
-    slow.send("Emulation.setCPUThrottlingRate", {"rate": 20})
-    page.get_by_role("button", name="Stop").dispatch_event("click")
-    page.locator("#status", has_text="Stopped").wait_for()
-    slow.send("Emulation.setCPUThrottlingRate", {"rate": 1})
+def test_stop_ends_the_work_and_the_next_run_starts(
+    page: "playwright.Page", url: str, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(request: Request) -> Iterator[Progress]:
+        """Updates faster than a slow page shows them: much of what was sent is still to be shown at Stop."""
+        while True:
+            yield Progress({variant: [] for variant in request.variants}, 0.5, 60)
+            time.sleep(0.002)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(studio, "generate", endless)
+        page.goto(url)
+        page.get_by_role("button", name="Generate").click()
+        page.locator("#status", has_text=re.compile("images finished, about [0-9]+ (s|min) left")).wait_for()
+        slow = page.context.new_cdp_session(page)
+        slow.send("Emulation.setCPUThrottlingRate", {"rate": 20})
+        page.get_by_role("button", name="Stop").dispatch_event("click")
+        page.locator("#status", has_text="Stopped").wait_for()
+        slow.send("Emulation.setCPUThrottlingRate", {"rate": 1})
     playwright.expect(page.locator("#stop-button")).to_be_hidden()
+    page.get_by_text("Sampling").click()
     page.get_by_label("number input for Steps").fill("2")
     generate(page)
 
