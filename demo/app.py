@@ -1,4 +1,4 @@
-"""The lbGen Space: compare a base model with LoRAs from the same noise, look at datasets, read the measured bias.
+"""The lbGen Space: compare a base model with LoRAs from the same noise, look at and audit datasets, read the bias.
 
     lbgen demo                       # lbgen-tiny
     LBGEN_MODEL=user/lora python app.py
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gradio as gr
+from audit_tab import audit_tab
 from bias import bias_page
 from dataset_tab import dataset_tab
 from startup import Startup
@@ -98,6 +99,8 @@ def build(studio: Studio, folders: Sequence[Path] = (), bias: Mapping[str, Path]
                 studio_tab(studio, concurrency_id="pipeline")
             with gr.Tab("Dataset", id="dataset"):
                 dataset_tab({folder.resolve().name: folder for folder in folders})
+            with gr.Tab("Audit", id="audit"):
+                audit_tab({folder.resolve().name: folder for folder in folders})
             with gr.Tab("Measured bias", id="bias"):
                 gr.HTML(bias_page(bias or {}), padding=False)
     page.queue(max_size=64, api_open=False)
@@ -154,6 +157,10 @@ def find_bias(studio: Studio) -> dict[str, Path]:
 # Its thumbnails are called "Thumbnail 1 of 4" and so on: without that, their captions name them.
 # On a phone the images stand below the controls.
 _SCRIPT = """<script>
+function fitFrame(frame) {
+  const root = frame.contentDocument.documentElement;
+  new ResizeObserver(() => { frame.style.height = root.offsetHeight + "px"; }).observe(root);
+}
 addEventListener("keydown", (event) => {
   const presses = event.key === "Enter" || event.key === " ";
   if (!presses && event.target.closest?.(".token-remove")) event.stopImmediatePropagation();

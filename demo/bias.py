@@ -1,4 +1,4 @@
-"""The third tab: the bias that was measured, base model against its LoRAs, as a table with a chart."""
+"""The fourth tab: the bias that was measured, base model against its LoRAs, as a table with a chart."""
 
 import html
 import json

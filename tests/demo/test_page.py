@@ -8,14 +8,17 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from app import LAUNCH, build
 from gradio_client import Client
 from gradio_client.exceptions import ValidationError
 from loopback import TOKEN, Hub, Repo
 from PIL import Image
+from stand_in import StandIn, make_settings
 from studio import BASE, Request, Studio
 from widgets import write_png
 
 from lbgen_hf import image_seed
+from lbgen_hf.synthesis.generate import generate
 
 NUMBERS = {"images_per_class": 1, "seed": 0, "steps": 4, "guidance_scale": 2.0, "lora_scale": 1.0}
 CALL = {"classes": ["star"], "left": BASE, "right": "other.v2", **NUMBERS}
@@ -193,6 +196,36 @@ def test_bad_classes_and_pages_are_a_4xx(url: str, data: tuple) -> None:
     assert HTTP.post(f"{url}gradio_api/call/images", json={"data": ["images", *data]}).status_code == 422
 
 
+# ---- the audit
+
+
+def test_a_dataset_is_audited(client: Client, dataset: Path) -> None:
+    status, report = client.predict("images", api_name="/audit")
+    assert "images was audited" in status
+    assert "60 images of 12 classes" in report
+    assert str(dataset) not in report
+
+
+@pytest.mark.parametrize("name", ["ada/public", "../images", "", None, 3])
+def test_only_datasets_of_this_machine_are_audited(url: str, name: object) -> None:
+    assert HTTP.post(f"{url}gradio_api/call/audit", json={"data": [name]}).status_code == 422
+
+
+def test_a_dataset_that_cannot_be_audited_is_told_in_the_page(studio: Studio, tmp_path: Path) -> None:
+    settings = make_settings(images_per_class=4)
+    generate(tmp_path / "few", settings, StandIn(), batch_size=20)
+    page = build(studio, [tmp_path / "few"])
+    _, address, _ = page.launch(**LAUNCH, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    try:
+        status, report = Client(address, verbose=False, httpx_kwargs=PATIENT).predict("few", api_name="/audit")
+        assert 'role="alert"' in status
+        assert "few has 4 readable images of class" in status
+        assert str(tmp_path) not in status
+        assert not report
+    finally:
+        page.close()
+
+
 # ---- what must not leave the machine
 
 
@@ -217,7 +250,7 @@ def test_no_file_of_the_machine_can_be_read(url: str, dataset: Path, tmp_path: P
                 assert SECRET not in answer.text
                 assert "stand-in" not in answer.text  # of generation.json
                 assert "ZeroGPU" not in answer.text  # of app.py
-    for api, count in (("generate", 8), ("classes", 1), ("images", 3)):
+    for api, count in (("generate", 8), ("classes", 1), ("images", 3), ("audit", 1)):
         for place in range(count):
             file = {"path": str(secret), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
             data = [file if i == place else value for i, value in enumerate([*CALL.values()][:count])]

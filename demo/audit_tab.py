@@ -1,0 +1,81 @@
+"""The third tab: the audit of a dataset of this machine."""
+
+import dataclasses
+import functools
+import html
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import gradio as gr
+from widgets import make_validator, status_line
+
+from lbgen_hf.errors import UserError
+from lbgen_hf.evaluation.audit import audit
+from lbgen_hf.evaluation.audit.page import make_page
+
+MAX_IMAGES = 2000  # a uniform sample of so many takes some ten seconds
+
+
+def audit_tab(folders: Mapping[str, Path]) -> None:
+    """Put the tab's components into the current Blocks.
+
+    Args:
+        folders: datasets of this machine that may be audited, by the names that visitors know them by.
+    """
+    if not folders:
+        gr.HTML(_NONE, padding=False)
+        return
+    names = list(folders)
+
+    def check(dataset: object) -> None:
+        if dataset not in folders:
+            raise UserError("choose one of the datasets of this machine")
+
+    @functools.cache
+    def page_of(name: str) -> str:
+        """The audit's page, with the dataset's name in place of its path, which is nobody's business."""
+        try:
+            found = audit(folders[name], max_images=MAX_IMAGES)
+        except UserError as error:
+            raise UserError(str(error).replace(str(folders[name]), name)) from error
+        return make_page(dataclasses.replace(found, sample=dataclasses.replace(found.sample, name=name)))
+
+    def show(dataset: str) -> Iterator[tuple[str, str]]:
+        """The audit of a dataset as a page."""
+        yield status_line(f"Auditing {dataset}: up to {MAX_IMAGES:,} images, some ten seconds", "running"), ""
+        try:
+            page = page_of(dataset)
+        except UserError as error:
+            yield status_line(str(error), "error"), ""
+        else:
+            yield status_line(f"{dataset} was audited", "done"), _frame(page)
+
+    dataset = gr.Dropdown(names, value=names[0], label="Dataset", info="one of this machine", elem_id="audit-dataset")
+    button = gr.Button("Audit", variant="primary", size="lg", elem_id="audit-button")
+    status = gr.HTML(status_line(_HINT), padding=False, elem_id="audit-status")
+    report = gr.HTML(padding=False, elem_id="audit-report")
+    button.click(
+        show,
+        [dataset],
+        [status, report],
+        validator=make_validator(check, 1),
+        preprocess=False,
+        show_progress="hidden",
+        api_name="audit",
+    )
+
+
+_HINT = "How much of the label background, place, colour, spectrum and file give away, with nobody to annotate it."
+_NONE = (
+    '<div class="lb-note"><p>A demo started with <code>lbgen demo --dataset FOLDER</code> audits the dataset here: how '
+    "much of the label background, place, colour, spectrum and file give away. In a terminal,</p>"
+    '<pre tabindex="0"><code>lbgen audit DATASET --out FOLDER</code></pre><p>does the same for any dataset.</p></div>'
+)
+
+
+def _frame(page: str) -> str:
+    """A page of its own style within the page; app.py's script makes it as high as its content."""
+    return (
+        f'<iframe class="lb-audit" title="Audit" sandbox="allow-same-origin" srcdoc="{html.escape(page)}" '
+        'onload="fitFrame(this)"></iframe>'
+    )
