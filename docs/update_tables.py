@@ -9,6 +9,7 @@ the results. The cost of a dataset is computed, not measured: docs/synthesis_cos
 from collections.abc import Callable
 from pathlib import Path
 
+import audit_results
 import biaslab_results
 import evaluation_results
 import lbgen_tiny_results
@@ -19,6 +20,7 @@ from tables import fill_in
 ROOT = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "README.md": lbgen_tiny_results.readme_tables,
+    "docs/audit.md": audit_results.tables,
     "docs/biaslab.md": biaslab_results.tables,
     "docs/evaluation.md": evaluation_results.tables,
     "docs/sd15.md": training_results.tables,
