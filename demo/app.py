@@ -101,7 +101,7 @@ def build(studio: Studio, folders: Sequence[Path] = (), bias: Mapping[str, Path]
                 dataset_tab({folder.resolve().name: folder for folder in folders})
             with gr.Tab("Audit", id="audit"):
                 audit_tab({folder.resolve().name: folder for folder in folders})
-            with gr.Tab("Measured bias", id="bias"):
+            with gr.Tab("Bias", id="bias"):
                 gr.HTML(bias_page(bias or {}), padding=False)
     page.queue(max_size=64, api_open=False)
     return page

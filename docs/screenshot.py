@@ -33,7 +33,7 @@ def main() -> None:
         expect(tab.locator("#status")).to_contain_text("mean CLIP score", timeout=300_000)
         tab.wait_for_timeout(1000)
         tab.screenshot(path=args.output_dir / "demo.png", full_page=True)
-        tab.get_by_role("tab", name="Measured bias").click()
+        tab.get_by_role("tab", name="Bias").click()
         tab.wait_for_timeout(500)
         tab.screenshot(path=args.output_dir / "demo-bias.png", full_page=True)
         browser.close()

@@ -124,7 +124,7 @@ def test_generate_look_and_read(page: "playwright.Page", url: str) -> None:
     page.keyboard.press("ArrowRight")
     page.locator("#dataset-place", has_text="page 2 of 2").wait_for()
     playwright.expect(images).to_have_count(1)
-    page.get_by_role("tab", name="Measured bias").click()
+    page.get_by_role("tab", name="Bias").click()
     page.get_by_text("No bias has been measured for this model").wait_for()
 
 
@@ -222,7 +222,7 @@ def test_axe_finds_nothing_serious(page: "playwright.Page", url: str, axe: str, 
     page.get_by_role("button", name="Open").click()
     page.locator("#dataset-place", has_text="page 1").wait_for()
     assert serious_violations(page, axe) == []
-    page.get_by_role("tab", name="Measured bias").click()
+    page.get_by_role("tab", name="Bias").click()
     assert serious_violations(page, axe) == []
 
 
@@ -263,7 +263,7 @@ def test_axe_finds_nothing_serious_in_measured_bias(
         _, address, _ = served.launch(**LAUNCH, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
         page.set_viewport_size(PHONE)
         page.goto(f"{address}?__theme={theme}")
-        page.get_by_role("tab", name="Measured bias").click()
+        page.get_by_role("tab", name="Bias").click()
         page.locator(".lb-bias svg").first.wait_for()
         assert serious_violations(page, axe) == []
         right = page.evaluate(
@@ -284,7 +284,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(page: "playwright.P
     page.wait_for_function("document.querySelector('#gallery-right img').getBoundingClientRect().bottom < innerHeight")
     left, right = (page.locator(f"#gallery-{side} img").first.bounding_box() for side in ("left", "right"))
     assert left["y"] == right["y"]  # side by side
-    for tab in ("Studio", "Dataset", "Measured bias"):
+    for tab in ("Studio", "Dataset", "Audit", "Bias"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     red, green, blue = page.evaluate(
