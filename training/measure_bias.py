@@ -8,8 +8,15 @@ All sample from the same noise. Intervals are 95 %, from a bootstrap over the im
 """
 
 import argparse
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.measure import (
@@ -24,11 +31,11 @@ from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, report_errors
 from lbgen_hf.evaluation.observers import load_observers
-from lbgen_hf.files import require_writable
+from lbgen_hf.files import require_writable, write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 from lbgen_hf.shipped import LBGEN_TINY
 
-RECORDED = ("images_per_class", "num_inference_steps", "guidance_scale", "seed")
+RECORDED = ("pretrained_model_name_or_path", "images_per_class", "num_inference_steps", "guidance_scale", "seed")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,7 +52,28 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance_scale", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1, help="Of the noise.")
     parser.add_argument("--output", type=Path, help="Write the results as JSON.")
+    parser.add_argument(
+        "--save_images", type=Path, help="Keep the images in this folder, for training/biaslab/measure_downstream.py."
+    )
     return parser
+
+
+def images_of(path: Path | None, recipe: dict[str, str], sample: Callable[[], Tensor]) -> Tensor:
+    """Images (C, n, 3, H, W) in [0, 1]: those that an earlier run kept at `path` after the same recipe, or new ones.
+
+    The file has them as 8 bits, class by class, with their labels.
+    """
+    if path is None:
+        return sample()
+    if path.is_file():
+        with safe_open(path, "pt") as file:
+            if file.metadata() == recipe:
+                images, labels = file.get_tensor("images"), file.get_tensor("labels")
+                return images.unflatten(0, (int(labels.max()) + 1, -1)) / 255
+    images = (sample() * 255).round().to(torch.uint8)
+    labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
+    write_atomically(path, save({"images": images.flatten(0, 1), "labels": labels}, metadata=recipe))
+    return images / 255
 
 
 def main(args: argparse.Namespace) -> None:
@@ -59,6 +87,8 @@ def main(args: argparse.Namespace) -> None:
     check_number("--guidance_scale", args.guidance_scale, at_least=0)
     if args.output:
         require_writable(args.output.resolve().parent)
+    if args.save_images:
+        require_writable(args.save_images.resolve())
     for folder in args.lora:
         if not (folder / LORA_FILE).is_file():
             raise UserError(f"{folder} holds no {LORA_FILE}")
@@ -66,29 +96,28 @@ def main(args: argparse.Namespace) -> None:
     pipe = LbGenPipeline.from_pretrained(args.pretrained_model_name_or_path)
     pipe.set_progress_bar_config(disable=True)
 
-    def measured() -> dict[str, Estimate]:
-        images = sample_images(
-            pipe,
-            CLASSES,
-            args.images_per_class,
-            args.seed,
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-        )
-        return measure(judge_images(images, CLASSES, **observers))
+    recorded = {name: str(getattr(args, name)) for name in RECORDED}
 
-    base = measured()
+    def measured(name: str, lora: Path | None = None) -> dict[str, Estimate]:
+        def sample() -> Tensor:
+            call = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+            return sample_images(pipe, CLASSES, args.images_per_class, args.seed, **call)
+
+        weights = hashlib.sha256((lora / LORA_FILE).read_bytes()).hexdigest() if lora else ""
+        path = args.save_images / f"{name}.safetensors" if args.save_images else None
+        return measure(judge_images(images_of(path, {**recorded, "lora": weights}, sample), CLASSES, **observers))
+
+    base = measured("base")
     tables = {"base": compare(base, base)}
     for folder in args.lora:
         pipe.load_lora_weights(folder)
-        tables[str(folder)] = compare(base, measured())
+        tables[str(folder)] = compare(base, measured(folder.resolve().name, folder))
         pipe.unload_lora_weights()
     for name, rows in tables.items():
         if name != "base" or len(tables) == 1:
             print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
     if args.output:
-        options = {name: str(getattr(args, name)) for name in RECORDED}
-        args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n", encoding="utf-8")
+        args.output.write_text(json.dumps({"options": recorded, "tables": tables}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
