@@ -25,7 +25,7 @@ from studio import Studio
 from studio_tab import studio_tab
 
 from lbgen_hf.errors import UserError, first_line, report_errors
-from lbgen_hf.shipped import LBGEN_TINY
+from lbgen_hf.shipped import LBGEN_TINY, resolve
 from lbgen_hf.synthesis.folder import DatasetFolder
 
 PAPER = "https://arxiv.org/abs/2412.10831"
@@ -149,7 +149,7 @@ def launch(
 
 def find_bias(studio: Studio) -> dict[str, Path]:
     """What was measured of the studio's LoRAs: `bias.json` beside each."""
-    paths = {name: Path(source) / "bias.json" for name, source in studio.loras.items()}
+    paths = {name: Path(resolve(source, "lora")) / "bias.json" for name, source in studio.loras.items()}
     return {name: path for name, path in paths.items() if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""Put the contact sheets of `lbgen quickstart` side by side, base model left: docs/images/quickstart.jpg.
+"""Put the contact sheets of `lbgen quickstart` side by side: docs/images/quickstart.jpg.
 
 lbgen quickstart --out lbgen-quickstart
 python docs/quickstart_image.py lbgen-quickstart
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-TITLES = {"-base": "the base model", "": "lbGen, from the same noise"}
+TITLES = {"-base": "base model", "": "lbGen", "-context-swap": "lbGen, context-swap alignment"}
 MARGIN, HEADING = 24, 40
 
 
 def main(out: Path) -> None:
     sheets = {title: Image.open(out.with_name(out.name + end) / "contact_sheet.jpg") for end, title in TITLES.items()}
     width, height = next(iter(sheets.values())).size
-    page = Image.new("RGB", (2 * width + MARGIN, height + HEADING), "white")
+    page = Image.new("RGB", (len(sheets) * (width + MARGIN) - MARGIN, height + HEADING), "white")
     for column, (title, sheet) in enumerate(sheets.items()):
         left = column * (width + MARGIN)
         page.paste(sheet, (left, HEADING))

@@ -7,53 +7,57 @@ import torch
 from torchvision.transforms.functional import pil_to_tensor
 
 from lbgen_hf.biaslab.judge import Judge
-from lbgen_hf.biaslab.measure import Estimate, compare, judge_images, measure
+from lbgen_hf.biaslab.measure import Estimate, judge_images, measure
 from lbgen_hf.shipped import LBGEN_TINY, companions_of, resolve
 from lbgen_hf.synthesis.folder import DatasetFolder, check_output
 from lbgen_hf.synthesis.generate import Progress, generate, no_progress
 from lbgen_hf.synthesis.sample import Job
 
 IMAGES_PER_CLASS = 8
-_SHOWN = ("class_accuracy", "mi_background", "mi_texture", "mi_place")
+# Beside each mutual information what it would hide: the entropy that is left, and the images that turned plain.
+METRICS = (
+    "class_accuracy",
+    *(f"{metric}_{name}" for name in ("background", "texture", "place") for metric in ("mi", "mi_marked", "entropy")),
+    "plain_background",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Quickstart:
-    """What was generated.
+    """What was generated, all from the same noise.
 
     Attributes:
-        out: the dataset: of lbGen, or of the base model where no LoRA is shipped.
-        base: the base model's, from the same noise; None where no LoRA is shipped.
-        results: rows of `compare`, base against lbGen, as the judge sees them; empty without `base`.
+        folders: name of the model to its dataset: the base model, and what LoRAs are shipped.
+        results: name of the model to `measure`'s estimates, as the judge sees its images.
     """
 
-    out: Path
-    base: Path | None
-    results: list[dict]
+    folders: dict[str, Path]
+    results: dict[str, dict[str, Estimate]]
 
 
 def run_quickstart(out: Path, seed: int = 0, progress: Progress = no_progress) -> Quickstart:
-    """Generate a small labelled dataset with lbgen-tiny into the folder `out`, and the base model's beside it.
+    """Generate a small labelled dataset with lbgen-tiny into the folder `out`, and the other models' beside it.
 
     Raises:
         UserError: `out` holds something else, or cannot be written.
     """
-    lora = companions_of(LBGEN_TINY).lora
-    base = out.with_name(f"{out.name}-base") if lora else None
-    folders = {out: lora} if base is None else {out: lora, base: None}
-    for folder in folders:
+    loras = companions_of(LBGEN_TINY).loras
+    suffixes = {"base": "-base", **{title: lora.removeprefix(LBGEN_TINY) for title, lora in loras.items()}}
+    # Where no LoRA is shipped, the base model's images are the dataset.
+    folders = (
+        {title: out.with_name(out.name + suffix) for title, suffix in suffixes.items()} if loras else {"base": out}
+    )
+    for folder in folders.values():
         check_output(folder)
-    measured = []
-    for place, (folder, adapter) in enumerate(folders.items()):
-        job = Job(lora=adapter, options={"images_per_class": IMAGES_PER_CLASS, "seed": seed})
+    results = {}
+    for place, (title, folder) in enumerate(folders.items()):
+        job = Job(lora=loras.get(title), options={"images_per_class": IMAGES_PER_CLASS, "seed": seed})
 
         def report(done: int, total: int, before: int = place) -> None:
             progress(before * total + done, len(folders) * total)
 
-        dataset = generate(folder, *job.prepare(), batch_size=32, progress=report)
-        measured.append(_measure(dataset) if base else {})
-    rows = compare(measured[1], measured[0]) if base else []
-    return Quickstart(out, base, [row for row in rows if row["name"] in _SHOWN])
+        results[title] = _measure(generate(folder, *job.prepare(), batch_size=32, progress=report))
+    return Quickstart(folders, results)
 
 
 def _measure(dataset: DatasetFolder) -> dict[str, Estimate]:

@@ -40,18 +40,20 @@ def test_without_a_lora_the_base_model_generates(tmp_path: Path, monkeypatch: py
     assert "load_dataset" in capsys.readouterr().out
 
 
-def test_with_a_lora_both_generate_from_the_same_noise_and_are_measured(tmp_path: Path, monkeypatch, capsys):
+def test_the_base_model_and_all_loras_generate_from_the_same_noise_and_are_measured(
+    tmp_path: Path, monkeypatch, capsys
+):
     models = models_with(tmp_path, "judge", "pipeline")
-    (models / "lora").mkdir()
-    save_lora(
-        models / "lora", UNet2DConditionModel.from_pretrained(MODELS / "pipeline", subfolder="unet"), "lbgen-tiny"
-    )
+    for name in ("lora", "lora_context_swap"):
+        (models / name).mkdir()
+        unet = UNet2DConditionModel.from_pretrained(MODELS / "pipeline", subfolder="unet")
+        save_lora(models / name, unet, "lbgen-tiny")
     monkeypatch.setattr(shipped, "MODELS", models)
     run(tmp_path / "out")
     options = {"split": "train", "cache_dir": str(tmp_path / "cache")}
-    tuned, base = (load_dataset(str(tmp_path / name), **options) for name in ("out", "out-base"))
-    assert tuned["seed"][:] == base["seed"][:]
-    assert tuned[0]["image"].tobytes() != base[0]["image"].tobytes()
+    sets = [load_dataset(str(tmp_path / name), **options) for name in ("out", "out-base", "out-context-swap")]
+    assert sets[0]["seed"][:] == sets[1]["seed"][:] == sets[2]["seed"][:]
+    assert len({images[0]["image"].tobytes() for images in sets}) == 3
     printed = capsys.readouterr().out
-    assert "| metric | base | lbGen | change |" in printed
-    assert "| mi background |" in printed
+    assert "| metric | base | lbGen | context swap |" in printed
+    assert "| mi marked background |" in printed

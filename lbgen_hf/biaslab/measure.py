@@ -14,7 +14,7 @@ bootstrap over the images of each class.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -314,3 +314,12 @@ def format_comparison(rows: list[dict]) -> str:
         cells = [format_interval(row["base"]), format_interval(row["tuned"]), format_percent(row["relative"])]
         lines.append(f"| {row['name'].replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def format_side_by_side(models: Mapping[str, Mapping[str, Estimate]], metrics: Sequence[str]) -> str:
+    """A Markdown table with a line for each metric and a column for each model."""
+    rows = [["metric", *models], ["---"] * (len(models) + 1)]
+    for metric in metrics:
+        cells = [format_interval(estimates[metric].triple) for estimates in models.values()]
+        rows.append([metric.replace("_", " "), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

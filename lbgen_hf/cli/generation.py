@@ -26,12 +26,17 @@ def quickstart(
         quiet_loading()
         with show_progress("generating") as progress:
             made = run_quickstart(out, seed, progress)
-    if made.base:
-        from lbgen_hf.biaslab.measure import format_comparison
+    if len(made.results) > 1:
+        from lbgen_hf.biaslab.measure import format_side_by_side
+        from lbgen_hf.quickstart import METRICS
 
-        typer.echo(f"lbGen's images are in {out}, the base model's, from the same noise, in {made.base}.")
-        typer.echo("What an independent judge sees in them (mutual information of class and context, in nats):\n")
-        typer.echo(f"{format_comparison(made.results)}\n")
+        typer.echo("Generated from the same noise:\n")
+        typer.echo("".join(f"- {name}: {folder}\n" for name, folder in made.folders.items()))
+        typer.echo(
+            "What an independent judge sees (mutual information of class and context, `mi`, and entropies in nats;"
+            " `marked`: among images that are not plain):\n"
+        )
+        typer.echo(f"{format_side_by_side(made.results, METRICS)}\n")
     _say_how_to_load(out)
 
 
