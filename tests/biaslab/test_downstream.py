@@ -1,7 +1,11 @@
 """The downstream test: its scenes are what they say, and a classifier learns the shortcut it is offered."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lbgen_hf.biaslab.downstream import (
     estimate_accuracy,
@@ -11,6 +15,7 @@ from lbgen_hf.biaslab.downstream import (
     with_context_of,
 )
 from lbgen_hf.biaslab.scenes import CLASSES, own_attributes, render, sample_scenes
+from lbgen_hf.errors import UserError
 
 
 def test_contexts_are_those_of_the_named_classes():
@@ -59,3 +64,34 @@ def test_intervals_are_about_those_of_a_binomial_and_differences_are_paired():
     assert high - low == pytest.approx(2 * 1.96 * (0.24 / 3600) ** 0.5, rel=0.6)
     better = estimate_accuracy(correct | True).replicates - estimate_accuracy(correct).replicates
     assert better.min() > 0.5
+
+
+def test_the_script_compares_each_set_of_images_with_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "training" / "biaslab")
+    import measure_downstream
+
+    monkeypatch.setattr(measure_downstream, "make_test_sets", lambda: make_test_sets(30))
+    labels = torch.arange(len(CLASSES)).repeat_interleave(2)
+    for seed, name in enumerate(("base", "lora")):
+        images = (render(sample_scenes(len(labels), seed=seed, labels=labels)).images * 255).round().to(torch.uint8)
+        save_file({"images": images, "labels": labels}, tmp_path / f"{name}.safetensors")
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("base", "lora")]
+    output = tmp_path / "out.json"
+    measure_downstream.main(
+        measure_downstream.make_parser().parse_args(
+            [*paths, "--num_seeds", "1", "--steps", "2", "--output", str(output)]
+        )
+    )
+    rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    assert {row["trained_on"] for row in rows} == {"base", "lora", "biased scenes", "unbiased scenes"}
+    accuracy = {(row["trained_on"], row["tested_on"]): row["accuracy"][0] for row in rows}
+    for row in rows:
+        for other, (difference, low, high) in row["above"].items():
+            expected = accuracy[row["trained_on"], row["tested_on"]] - accuracy[other, row["tested_on"]]
+            assert difference == pytest.approx(expected)
+            assert low <= high
+    assert set(next(row for row in rows if row["trained_on"] == "lora")["above"]) == {"base"}
+
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"bad\.safetensors is no file that measure_bias\.py"):
+        measure_downstream.read_images(tmp_path / "bad.safetensors")

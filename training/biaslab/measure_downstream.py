@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lbgen_hf.biaslab.downstream import estimate_accuracy, evaluate_training_set, make_test_sets
+from lbgen_hf.biaslab.measure import Estimate
 from lbgen_hf.biaslab.scenes import WORLD_VERSION, render, sample_scenes, world_hash
 from lbgen_hf.errors import UserError, first_line, report_errors
 from lbgen_hf.files import require_writable, write_atomically
@@ -25,18 +26,18 @@ from lbgen_hf.files import require_writable, write_atomically
 BIAS = 0.6  # of the biased scenes: about what guidance makes of the base model's
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "images",
         type=Path,
         nargs="+",
-        help="Files of `measure_bias.py --save_images`; the others are compared with the first.",
+        help="Files of `measure_bias.py --save_images`; each is compared with those before it.",
     )
     parser.add_argument("--num_seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500, help="Of each classifier.")
     parser.add_argument("--output", type=Path, required=True, help="Raw results, JSON.")
-    return parser.parse_args()
+    return parser
 
 
 def read_images(path: Path) -> tuple[Tensor, Tensor]:
@@ -69,10 +70,14 @@ def training_sets(paths: list[Path]) -> dict[str, tuple[Tensor, Tensor]]:
     return sets
 
 
+def _difference(a: Estimate, b: Estimate) -> tuple[float, float, float]:
+    """By how much `a` is above `b`, paired by seed and scene."""
+    return Estimate(a.value - b.value, a.replicates - b.replicates).triple
+
+
 def main(args: argparse.Namespace) -> None:
     require_writable(args.output.resolve().parent)
     sets = training_sets(args.images)
-    reference = args.images[0].stem
     test_sets = make_test_sets()
     bar = tqdm(total=len(sets) * args.num_seeds, desc="classifiers", mininterval=10)
     rows, estimates = [], {}
@@ -84,11 +89,7 @@ def main(args: argparse.Namespace) -> None:
         for test, estimate in estimates[name].items():
             row = {"trained_on": name, "tested_on": test, "accuracy": estimate.triple}
             row["of_seeds"] = correct[test].double().mean(1).tolist()
-            gain = estimate.replicates - estimates[reference][test].replicates
-            row["above_base"] = [
-                estimate.value - estimates[reference][test].value,
-                *torch.quantile(gain, gain.new_tensor([0.025, 0.975])).tolist(),
-            ]
+            row["above"] = {other: _difference(estimate, estimates[other][test]) for other in list(estimates)[:-1]}
             rows.append(row)
         print(name, {test: round(e.value, 3) for test, e in estimates[name].items()}, flush=True)
     settings = {"images": len(next(iter(sets.values()))[1]), "num_seeds": args.num_seeds, "steps": args.steps}
@@ -98,4 +99,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     with report_errors("measure_downstream"):
-        main(parse_args())
+        main(make_parser().parse_args())
