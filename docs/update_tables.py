@@ -11,6 +11,7 @@ from pathlib import Path
 
 import audit_results
 import biaslab_results
+import context_swap_results
 import evaluation_results
 import lbgen_tiny_results
 import synthesis_results
@@ -19,9 +20,10 @@ from tables import fill_in
 
 ROOT = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
-    "README.md": lbgen_tiny_results.readme_tables,
     "docs/audit.md": audit_results.tables,
+    "README.md": lambda: lbgen_tiny_results.readme_tables() | context_swap_results.readme_tables(),
     "docs/biaslab.md": biaslab_results.tables,
+    "docs/context_swap.md": context_swap_results.tables,
     "docs/evaluation.md": evaluation_results.tables,
     "docs/sd15.md": training_results.tables,
     "docs/synthesis.md": synthesis_results.tables,

@@ -1,0 +1,91 @@
+"""The tables of context_swap.md and two of the README's, measured by
+
+accelerate launch training/train_lbgen.py --config training/configs/tiny.yaml training/configs/context_swap.yaml \
+    --seed 0 --output_dir context-swap-0    # and seeds 1, 2
+python training/measure_bias.py --lora paper context-swap-0 context-swap-1 context-swap-2 --num_inference_steps 25 \
+    --save_images images --output tests/benchmarks/results/alignments.json
+python training/biaslab/measure_downstream.py \
+    images/{base,paper,context-swap-0,context-swap-1,context-swap-2}.safetensors \
+    --output tests/benchmarks/results/downstream.json
+"""
+
+from tables import RESULTS, describe_sampling, markdown_table, read_bias, read_results
+
+from lbgen_hf.biaslab.measure import format_interval
+
+METRICS = (
+    "class_accuracy",
+    *(
+        f"{metric}_{attribute}"
+        for attribute in ("background", "texture", "place")
+        for metric in ("mi", "mi_marked", "mi_of_plain", "own_of_marked", "plain", "entropy")
+    ),
+    "hue_spread",
+    "quality",
+    "distance_within_class",
+)
+README_METRICS = (
+    "class_accuracy",
+    *(f"{metric}_{name}" for name in ("background", "texture", "place") for metric in ("mi", "mi_marked", "entropy")),
+    "plain_background",
+    "distance_within_class",
+)
+TESTS = ("unbiased", "cue_conflict", "says_context", "plain", "own_context")
+
+
+def _signed(values: list[float]) -> str:
+    """A difference of accuracies in points: "+9.5 [+6.8, +12.1]"."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values))
+
+
+def bias_table(metrics: tuple[str, ...]) -> str:
+    """One column a model, one line a metric."""
+    options, measured = read_bias(RESULTS / "alignments.json")
+    base = measured.pop("base")
+    rows = [
+        [
+            metric.replace("_", " "),
+            format_interval(base[metric]["base"]),
+            *(format_interval(table[metric]["tuned"]) for table in measured.values()),
+        ]
+        for metric in metrics
+    ]
+    return f"{describe_sampling(options)}\n\n{markdown_table(['metric', 'base', *measured], rows)}"
+
+
+def downstream_table() -> str:
+    """One line a training set, one column a test set."""
+    measured = read_results("downstream")
+    settings, world = measured["settings"], measured["world"]
+    accuracies = {}
+    for row in measured["rows"]:
+        accuracies.setdefault(row["trained_on"], {})[row["tested_on"]] = format_interval(row["accuracy"])
+    rows = [[name, *(tests[test] for test in TESTS)] for name, tests in accuracies.items()]
+    how = (
+        f"{settings['images']} images in each training set, {settings['num_seeds']} classifiers for each,"
+        f" {settings['steps']} steps; world {world['version']} ({world['hash']}); 95 % intervals over seeds and scenes."
+    )
+    return f"{how}\n\n{markdown_table(['trained on', *TESTS], rows)}"
+
+
+def gains_table() -> str:
+    """By how many points context-swap alignment's classifiers are above the others'."""
+    rows = [
+        [
+            row["trained_on"],
+            row["tested_on"].replace("_", " "),
+            _signed(row["above"]["base"]),
+            _signed(row["above"]["paper"]),
+        ]
+        for row in read_results("downstream")["rows"]
+        if row["trained_on"].startswith("context-swap") and row["tested_on"] in ("unbiased", "cue_conflict")
+    ]
+    return markdown_table(["trained on", "tested on", "above base", "above paper"], rows)
+
+
+def tables() -> dict[str, str]:
+    return {"alignments": bias_table(METRICS), "downstream": downstream_table(), "gains": gains_table()}
+
+
+def readme_tables() -> dict[str, str]:
+    return {"alignments": bias_table(README_METRICS), "downstream": downstream_table()}
