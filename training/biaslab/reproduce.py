@@ -23,20 +23,21 @@ STAGES = {  # script: what it makes
     "train_clip.py": "clip",
     "train_diffusion.py": "pipeline/unet",
 }
+LORAS = ("lora", "lora_context_swap")
 
 
-def train_lora(models: Path, work_dir: Path) -> None:
-    """Train the LoRA as the shipped one's card says, for these models; the quality scorer is the shipped one."""
-    script, config = SCRIPTS.parent / "train_lbgen.py", MODELS / "lora" / CONFIG_FILE
-    command = [sys.executable, script, "--config", config, "--output_dir", work_dir / "lora"]
+def train_lora(name: str, models: Path, work_dir: Path) -> None:
+    """Train a LoRA as the shipped one's card says, for these models; the quality scorer is the shipped one."""
+    script, config = SCRIPTS.parent / "train_lbgen.py", MODELS / name / CONFIG_FILE
+    command = [sys.executable, script, "--config", config, "--output_dir", work_dir / name]
     command += ["--resume_from_checkpoint", "latest", "--report_to", "none"]
     if models.resolve() != MODELS.resolve():
         command += ["--pretrained_model_name_or_path", models / "pipeline", "--clip_model", models / "clip"]
         command += ["--quality_scorer", "lbgen-tiny"]
     subprocess.run(command, check=True)
-    (models / "lora").mkdir(exist_ok=True)
-    for name in (LORA_FILE, CONFIG_FILE, "README.md"):
-        shutil.copyfile(work_dir / "lora" / name, models / "lora" / name)
+    (models / name).mkdir(exist_ok=True)
+    for file in (LORA_FILE, CONFIG_FILE, "README.md"):
+        shutil.copyfile(work_dir / name / file, models / name / file)
 
 
 def main() -> None:
@@ -53,7 +54,8 @@ def main() -> None:
         command = [sys.executable, SCRIPTS / script, "--output_dir", args.output_dir, "--work_dir", args.work_dir]
         subprocess.run(command, check=True)
         done.touch()
-    train_lora(args.output_dir, args.work_dir)
+    for name in LORAS:
+        train_lora(name, args.output_dir, args.work_dir)
     subprocess.run([sys.executable, SCRIPTS / "measure_diffusion.py", "--models_dir", args.output_dir], check=True)
 
 
