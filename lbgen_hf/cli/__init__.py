@@ -1,6 +1,6 @@
 """The command line `lbgen`: thin, one function a command. Heavy imports stay inside the commands."""
 
-from lbgen_hf.cli import generation, measurement, page
+from lbgen_hf.cli import generation, measurement, page, reproduction
 from lbgen_hf.cli.program import app, main
 
-__all__ = ["app", "generation", "main", "measurement", "page"]
+__all__ = ["app", "generation", "main", "measurement", "page", "reproduction"]

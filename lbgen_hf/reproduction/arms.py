@@ -1,0 +1,127 @@
+"""The sets of images that are compared: the arms. Each has as many images of every class."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lbgen_hf.biaslab.captions import caption_scenes
+from lbgen_hf.biaslab.measure import sample_images
+from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, Scenes, render, sample_scenes
+from lbgen_hf.errors import UserError
+from lbgen_hf.pipeline_lbgen import LbGenPipeline
+
+REAL_BIAS = 0.6  # of the scenes that stand for a collected dataset: about what guidance makes of the base model's
+NOISE_SEED = 3
+_SCENE_SEED = 900_021  # away from what anything was trained on, and from the test scenes
+# The scenes that the base model learned the bare class names from (training/biaslab/train_diffusion.py).
+_BASE_TRAINING = {"num_scenes": 50_000, "bias": 0.35, "seed": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One set of training images: scenes, or samples of the base model with or without an adapter.
+
+    Attributes:
+        title: in tables.
+        scenes: "biased", "unbiased" or "retrieved"; None for samples.
+        lora: the adapter's folder; None for the base model.
+        scale: of the adapter.
+        guidance_scale: of the sampling.
+        captions: the prompts name attributes at random, instead of the class alone.
+    """
+
+    title: str
+    scenes: str | None = None
+    lora: str | None = None
+    scale: float = 1.0
+    guidance_scale: float = 2.0
+    captions: bool = False
+
+
+def standard_arms(shipped: Mapping[str, str]) -> dict[str, Arm]:
+    """The arms that need no training.
+
+    Args:
+        shipped: title to folder of the shipped adapters, as `Companions.loras` has them.
+    """
+    arms = {
+        "real": Arm("biased scenes (real)", scenes="biased"),
+        "unbiased": Arm("unbiased scenes (upper bound)", scenes="unbiased"),
+        "base": Arm("base model"),
+    }
+    for title, folder in shipped.items():
+        name = title.lower().replace(" ", "_")
+        arms[name] = Arm(title, lora=folder)
+        arms[f"{name}_half"] = Arm(f"{title}, LoRA scale 0.5", lora=folder, scale=0.5)
+    return arms | {
+        "captions": Arm("base, varied captions", captions=True),
+        "guidance_1": Arm("base, no guidance", guidance_scale=1.0),
+        "guidance_4": Arm("base, guidance 4", guidance_scale=4.0),
+        "retrieval": Arm("base's own training scenes (retrieval)", scenes="retrieved"),
+    }
+
+
+def parse_loras(specs: Sequence[str], taken: Mapping[str, Arm]) -> dict[str, Arm]:
+    """Arms from "NAME=FOLDER".
+
+    Raises:
+        UserError: it is no such text, or the name is taken or no plain word.
+    """
+    arms: dict[str, Arm] = {}
+    for spec in specs:
+        name, separator, folder = spec.partition("=")
+        if not separator or not folder or not name.isidentifier():
+            raise UserError(f"--lora takes NAME=FOLDER, with a name of letters, digits and _, got {spec!r}")
+        if name in taken or name in arms:
+            raise UserError(f"--lora {name}: there is an arm of this name; give another")
+        arms[name] = Arm(name, lora=folder)
+    return arms
+
+
+def make_images(arm: Arm, pipe: LbGenPipeline, images_per_class: int, num_inference_steps: int) -> Tensor:
+    """The images of an arm.
+
+    Returns:
+        (C, n, 3, H, W) float in [0, 1], in the order of `CLASSES`.
+    """
+    if arm.scenes:
+        scenes = _scenes(arm.scenes, images_per_class)
+        images = torch.cat([render(scenes[rows]).images for rows in torch.arange(len(scenes)).split(256)])
+        return images.view(len(CLASSES), images_per_class, 3, IMAGE_SIZE, IMAGE_SIZE)
+    call = {"num_inference_steps": num_inference_steps, "guidance_scale": arm.guidance_scale}
+    if arm.captions:
+        return _sample_captions(pipe, images_per_class, call)
+    if arm.lora is None:
+        return sample_images(pipe, CLASSES, images_per_class, NOISE_SEED, **call)
+    pipe.load_lora_weights(arm.lora)
+    try:
+        scale = {"cross_attention_kwargs": {"scale": arm.scale}}
+        return sample_images(pipe, CLASSES, images_per_class, NOISE_SEED, **call, **scale)
+    finally:
+        pipe.unload_lora_weights()
+
+
+def _scenes(kind: str, images_per_class: int) -> Scenes:
+    labels = torch.arange(len(CLASSES)).repeat_interleave(images_per_class)
+    if kind != "retrieved":
+        bias = REAL_BIAS if kind == "biased" else 0.0
+        return sample_scenes(len(labels), bias=bias, seed=_SCENE_SEED, labels=labels)
+    known = sample_scenes(**_BASE_TRAINING)
+    rows = [(known.labels == label).nonzero()[:images_per_class, 0] for label in range(len(CLASSES))]
+    return known[torch.cat(rows)]
+
+
+def _sample_captions(pipe: LbGenPipeline, images_per_class: int, call: dict) -> Tensor:
+    """Each image from a caption of an unbiased scene of its class, and the noise of its class and index."""
+    scenes = _scenes("unbiased", images_per_class)
+    captions = caption_scenes(scenes, mention=1.0, seed=NOISE_SEED, templates=["{}"])
+    images = []
+    for i, name in enumerate(CLASSES):
+        prompts = captions[i * images_per_class : (i + 1) * images_per_class]
+        labels = [name] * images_per_class
+        output: Any = pipe(labels, prompt=prompts, seed=NOISE_SEED, output_type="pt", **call)
+        images.append(output.images.float().cpu())
+    return torch.stack(images)

@@ -1,0 +1,283 @@
+"""The cells of a reproduction: what is computed, one file each, so that a killed run resumes where it was.
+
+An arm's images lie in `images/ARM/CLASS/`, what the judge sees in them in `cells/ARM.json`; a backbone that was
+pre-trained on them is measured in `cells/ARM-BACKBONE-SEED.json`, and not kept.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import lbgen_hf
+from lbgen_hf.biaslab.measure import judge_images, measure
+from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.errors import UserError
+from lbgen_hf.evaluation.backbones import Backbone, load_backbone
+from lbgen_hf.evaluation.benchmarks import Benchmark, Run, parse_benchmarks
+from lbgen_hf.evaluation.biaslab import world
+from lbgen_hf.evaluation.observers import load_observers
+from lbgen_hf.evaluation.pretraining import Pretraining
+from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
+from lbgen_hf.evaluation.scores import scores_of
+from lbgen_hf.files import sha256_of, write_atomically
+from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
+from lbgen_hf.reproduction.arms import Arm, make_images
+from lbgen_hf.sampling import build_scheduler
+from lbgen_hf.shipped import LBGEN_TINY, resolve
+
+SCHEDULER = "dpmpp-2m"  # that of the fast preset
+REPLICATES = 400
+
+# Small backbones for 64-pixel images.
+BACKBONES = {
+    "resnet": {
+        "model": "resnet10t",
+        "model_args": '{"channels": [32, 48, 64, 96], "stem_width": 16}',
+        "learning_rate": 5e-3,
+    },
+    "vit": {"model": "test_vit", "learning_rate": 2e-3},
+}
+# Weak augmentation, for colour and texture are cues here, and no flips, for place is.
+RECIPE = {
+    "image_size": 64,
+    "crop_pct": 1.0,
+    "train_batch_size": 64,
+    "layer_scale": None,
+    "drop_path_rate": 0.0,
+    "auto_augment": "",
+    "color_jitter": 0.0,
+    "min_crop_area": 0.8,
+    "hflip": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "random_erasing": 0.0,
+    "ema_decay": 0.0,
+    "held_out_fraction": 0.0,
+    "num_workers": 1,
+    "checkpointing_steps": 1_000_000,
+}
+# Metric of the report to benchmark and score.
+SCORES = {
+    "transfer": ("biaslab-novel", "accuracy"),
+    "unbiased_accuracy": ("biaslab-validation", "accuracy"),
+    "own_context_accuracy": ("biaslab-contexts", "accuracy_p0"),
+    "texture_inclination": ("biaslab-cue-conflict", "texture_inclination"),
+    "cb_avg": ("biaslab-contexts", "cb_avg"),
+    "cb_12": ("biaslab-contexts", "cb_12"),
+    "background_gap": ("biaslab-backgrounds", "background_gap"),
+    "relative_gap": ("biaslab-backgrounds", "relative_gap"),
+}
+FEW_SHOT = "biaslab-novel-few-shot-{:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What every cell of a folder has in common.
+
+    Attributes:
+        images_per_class: of every arm.
+        num_inference_steps: of the sampling, with DPM-Solver++.
+        num_train_epochs: of every backbone; as all arms have as many images, all have as many steps.
+        backbones: keys of `BACKBONES`.
+        few_shot_fractions: of the novel classes' training images, beside all of them.
+        arms: of those that need no training; None for all.
+    """
+
+    images_per_class: int = 32
+    num_inference_steps: int = 20
+    num_train_epochs: int = 50
+    backbones: tuple[str, ...] = ("resnet", "vit")
+    few_shot_fractions: tuple[float, ...] = (0.1, 0.2)
+    arms: tuple[str, ...] | None = None
+
+
+QUICK = Settings(
+    images_per_class=16,
+    num_inference_steps=10,
+    num_train_epochs=25,
+    backbones=("resnet",),
+    few_shot_fractions=(),
+    arms=("real", "unbiased", "base", "lbgen", "context_swap"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One file of results.
+
+    Attributes:
+        arm: its name.
+        backbone: a key of `BACKBONES`; None for what the judge sees in the images.
+        seed: of the backbone's weights, batches and augmentation.
+    """
+
+    arm: str
+    backbone: str | None = None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.arm if self.backbone is None else f"{self.arm}-{self.backbone}-{self.seed}"
+
+
+class Cells:
+    """The cells of a folder.
+
+    Args:
+        out: the folder.
+        settings: of every cell.
+        arms: by name.
+        device: of sampling and measuring; default: the fastest. Pre-training runs where accelerate says.
+
+    Raises:
+        UserError: an adapter's folder holds none.
+    """
+
+    def __init__(self, out: Path, settings: Settings, arms: dict[str, Arm], device: str | None = None) -> None:
+        self.out, self.settings, self.arms, self.device = out, settings, arms, device
+        self.identity = {
+            "lbgen_hf": lbgen_hf.__version__,
+            "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+            "world": world(),
+            "base_model": sha256_of(Path(resolve(LBGEN_TINY, "pipeline")) / "unet/diffusion_pytorch_model.safetensors"),
+        }
+        self.adapters = {name: _adapter_hash(arm) for name, arm in arms.items()}
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's results; None where they are not there yet.
+
+        Raises:
+            UserError: they were made with other settings, another world or another adapter.
+        """
+        path = self._path(cell)
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in self._identity(cell).items():
+            if found.get(name) != value:
+                raise UserError(f"{path} is of {_difference(name, found.get(name), value)}; give another --output")
+        return found
+
+    def make(self, cell: Cell) -> dict[str, Any]:
+        """Compute a cell and write it."""
+        begin = time.monotonic()
+        results = self._judge(cell.arm) if cell.backbone is None else self._pretrain(cell)
+        content = self._identity(cell) | {"seconds": round(time.monotonic() - begin, 1), **results}
+        write_atomically(self._path(cell), json.dumps(content) + "\n")
+        return content
+
+    def images(self, arm: str) -> Path:
+        """The folder of an arm's images."""
+        return self.out / "images" / arm
+
+    def _path(self, cell: Cell) -> Path:
+        return self.out / "cells" / f"{cell.name}.json"
+
+    def _identity(self, cell: Cell) -> dict[str, Any]:
+        return self.identity | dataclasses.asdict(cell) | {"adapter": self.adapters[cell.arm]}
+
+    @functools.cached_property
+    def _pipe(self) -> LbGenPipeline:
+        pipe = LbGenPipeline.from_pretrained(LBGEN_TINY)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.scheduler = build_scheduler(SCHEDULER, pipe.scheduler.config)
+        return pipe.to(self.device) if self.device else pipe
+
+    @functools.cached_property
+    def _observers(self) -> dict[str, Any]:
+        return load_observers()
+
+    @functools.cached_property
+    def _benchmarks(self) -> list[tuple]:
+        names = dict.fromkeys(name for name, _ in self._scores.values())
+        return [(benchmark, benchmark.load()) for benchmark in parse_benchmarks(list(names))]
+
+    @property
+    def _scores(self) -> dict[str, tuple[str, str]]:
+        fractions = self.settings.few_shot_fractions
+        return SCORES | {f"few_shot_{f:g}": (FEW_SHOT.format(f), "few_shot_accuracy") for f in fractions}
+
+    def _judge(self, name: str) -> dict[str, Any]:
+        """Make an arm's images and judge them as they are stored, in 8 bits."""
+        settings = self.settings
+        images = make_images(self.arms[name], self._pipe, settings.images_per_class, settings.num_inference_steps)
+        pixels = (images * 255).round().byte()
+        _write_images(pixels, self.images(name))
+        estimates = measure(judge_images(pixels / 255, CLASSES, **self._observers), replicates=REPLICATES)
+        return {"metrics": {key: [e.value, *map(_rounded, e.replicates.tolist())] for key, e in estimates.items()}}
+
+    def _pretrain(self, cell: Cell) -> dict[str, Any]:
+        assert cell.backbone is not None
+        assert cell.seed is not None
+        work = self.out / "work" / cell.name
+        shutil.rmtree(work, ignore_errors=True)
+        config = PretrainingConfig(
+            data=str(self.images(cell.arm)),
+            output_dir=work,
+            seed=cell.seed,
+            num_train_epochs=self.settings.num_train_epochs,
+            warmup_epochs=self.settings.num_train_epochs / 10,
+            **RECIPE,
+            **BACKBONES[cell.backbone],
+        )
+        Pretraining(config).train()
+        backbone = load_backbone(work, self.device)
+        run = Run(work / "features", batch_size=250)
+        found = {benchmark.name: _scores_of(benchmark, backbone, images, run) for benchmark, images in self._benchmarks}
+        scores: dict[str, Any] = {metric: found[name].get(score) for metric, (name, score) in self._scores.items()}
+        if "few_shot_0.1" in scores:
+            scores["few_shot_gain"] = scores["few_shot_0.1"] - scores["transfer"]
+        shutil.rmtree(work)
+        return {"scores": scores}
+
+
+def _scores_of(benchmark: Benchmark, backbone: Backbone, images: Any, run: Run) -> dict[str, float]:
+    """Score to value; none where the backbone is right so rarely that a ratio is undefined."""
+    data = benchmark.measure(backbone, images, run)["data"]
+    try:
+        return {
+            name: estimate.value for name, estimate in scores_of(benchmark.kind, data, n_resamples=2).estimates.items()
+        }
+    except UserError:
+        return {}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 5)
+
+
+def _write_images(pixels: torch.Tensor, folder: Path) -> None:
+    """PNGs of (C, n, 3, H, W) in class folders, there as a whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    for stale in (temporary, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    for class_name, of_class in zip(CLASSES, pixels, strict=True):
+        (temporary / class_name).mkdir(parents=True)
+        for index, image in enumerate(of_class):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary / class_name / f"{index:05}.png")
+    os.replace(temporary, folder)
+
+
+def _adapter_hash(arm: Arm) -> str | None:
+    if arm.lora is None:
+        return None
+    path = Path(resolve(arm.lora, "lora")) / LORA_FILE
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no {LORA_FILE}")
+    return f"{sha256_of(path)} at scale {arm.scale:g}"
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    """What another run had, in words."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        name = next(key for key in wanted if found.get(key) != wanted[key])
+        found, wanted = found.get(name), wanted[name]
+    return f"a run with another {name.replace('_', ' ')}, {found} instead of {wanted}"

@@ -1,0 +1,78 @@
+"""The plots of a reproduction."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lbgen_hf.reproduction.results import Results
+
+_LEGEND: dict[str, Any] = {"loc": "outside right", "fontsize": 7}
+_COLUMNS = 14  # images of a row of `save_same_noise`
+
+
+def save_same_noise(results: Results, images: Path, path: Path) -> None:
+    """Figures 4 and 5: a row of images for each arm that samples from class names at full scale, a column one noise."""
+    rows = [
+        name
+        for name, arm in results.arms.items()
+        if not arm.scenes and not arm.captions and arm.scale == 1 and arm.guidance_scale == 2
+    ]
+    figure = Figure(figsize=(_COLUMNS * 0.62 + 1, len(rows) * 0.66 + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), _COLUMNS, squeeze=False)
+    for of_row, name in zip(axes, rows, strict=True):
+        classes = sorted(folder for folder in (images / name).iterdir())
+        files = [sorted(folder.iterdir())[index] for index in range(2) for folder in classes][:_COLUMNS]
+        for axis, file in zip(of_row, files, strict=True):
+            axis.imshow(np.asarray(Image.open(file)))
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if axis in axes[0]:
+                axis.set_title(file.parent.name, fontsize=7)
+        of_row[0].set_ylabel(results.arms[name].title, fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def save_few_shot(results: Results, path: Path) -> bool:
+    """Figure 3: transfer to novel classes against the fraction of their training images; whether there are several."""
+    names = {
+        float(name.removeprefix("few_shot_")): name
+        for name in next(iter(results.backbones.values()))
+        if name.startswith("few_shot_0")
+    } | {1.0: "transfer"}
+    if len(names) == 1:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, arm) in enumerate(results.arms.items()):
+        values = [results.estimate(name, metric).value for metric in names.values()]
+        axes.plot(list(names), values, marker="o", linestyle="-" if number < 10 else "--", label=arm.title)
+    axes.set_xscale("log")
+    axes.set_xlabel("fraction of the novel classes' training images")
+    axes.set_ylabel("top-1 (%)")
+    figure.legend(**_LEGEND)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def save_frontier(results: Results, path: Path) -> None:
+    """Bias against diversity, quality, and what a backbone makes of it: good is up and to the left."""
+    panels = {
+        "entropy_given_class_background": "entropy of background given the class (nats)",
+        "quality": "quality (1 to 5)",
+        "unbiased_accuracy": "accuracy on unbiased scenes (%)",
+    }
+    figure = Figure(figsize=(4 * len(panels) + 2, 4), layout="constrained")
+    for axes, (metric, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for number, (name, arm) in enumerate(results.arms.items()):
+            x, y = results.estimate(name, "mi_background"), results.estimate(name, metric)
+            label = arm.title if metric == "quality" else None
+            marker = "os^D"[number // 10]
+            half = [estimate.interval[1] - estimate.value for estimate in (x, y)]
+            axes.errorbar(x.value, y.value, xerr=half[0], yerr=half[1], marker=marker, capsize=2, label=label)
+        axes.set_xlabel("information of class and background (nats)")
+        axes.set_ylabel(title)
+    figure.legend(**_LEGEND)
+    figure.savefig(path, dpi=120)

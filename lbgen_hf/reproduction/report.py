@@ -1,0 +1,209 @@
+"""REPORT.md, report.json and plots of a reproduction: what disappoints first.
+
+Every table is made of report.json alone.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lbgen_hf.evaluation.report import markdown_table
+from lbgen_hf.files import write_atomically
+from lbgen_hf.reproduction.orders import FAIL, GROUPS, NOT_SEEN, PASS, expected_orders
+from lbgen_hf.reproduction.plots import save_few_shot, save_frontier, save_same_noise
+from lbgen_hf.reproduction.results import Results
+
+# Metric to its title and which way is better: what a backbone learned, in % or points.
+BACKBONE_METRICS = {
+    "transfer": "transfer to novel classes ↑",
+    "few_shot_0.1": "transfer from a tenth of the images ↑",
+    "few_shot_gain": "transfer from a tenth, less from all ↑",
+    "unbiased_accuracy": "unbiased scenes ↑",
+    "own_context_accuracy": "scenes in their own context ↑",
+    "texture_inclination": "texture inclination ↓",
+    "cb_avg": "CB avg ↑",
+    "cb_12": "CB (k = 1, 2) ↑",
+    "background_gap": "background gap ↓",
+    "relative_gap": "gap / originals ↓",
+}
+# ... and what the judge sees in the images. Information and entropy are in nats.
+IMAGE_METRICS = {
+    "class_accuracy": "class right ↑",
+    **{
+        f"{metric}_{name}": title.format(name)
+        for metric, title in [
+            ("mi", "information of class and {} ↓"),
+            ("mi_marked", "information of class and {}, of images not plain ↓"),
+            ("entropy", "entropy of {} ↑"),
+            ("entropy_given_class", "entropy of {}, given the class ↑"),
+            ("plain", "share of plain {} ↓"),
+        ]
+        for name in ("background", "texture", "place")
+    },
+    "quality": "quality (1 to 5) ↑",
+    "distance_within_class": "distance within class ↑",
+    "hue_spread": "hue spread ↑",
+    "colour_spread": "colour spread ↑",
+}
+TITLES = BACKBONE_METRICS | IMAGE_METRICS
+_WORST_FIRST = (FAIL, NOT_SEEN, PASS)
+
+_PAGE = """# The paper's comparisons in biaslab
+
+{settings}
+
+## Expected orders
+
+What was expected was written down before the run (lbgen_hf/reproduction/expected.yaml). An order passes where the 95 %
+interval of its difference lies on the expected side of zero, fails where it lies on the other, and is not seen at this
+n where it holds zero. Metrics of backbones are paired by backbone and seed (Student's t over the pairs), metrics of
+images by noise (bootstrap over images). The smallest effect is the true difference that the test finds with a power of
+80 %. p is not corrected for the number of orders.
+
+{orders}
+
+## What backbones learn
+
+In % and points: the mean over backbones and seeds, with the 95 % interval of Student's t over them.
+
+{backbones}
+
+{few_shot}## In the images
+
+As the shipped judge, CLIP and quality scorer see them; 95 % intervals of a bootstrap over the images of each class. A
+set that turned plain has no bias to measure and has not been debiased: information stands beside entropy, and beside
+itself among images that are not plain. Few images have some information by chance: unbiased scenes show how much.
+
+{images}
+
+![Information of class and background against diversity, quality and accuracy](plots/frontier.png)
+
+The same noise in each column:
+
+![Samples from the same noise](plots/same_noise.png)
+"""
+
+
+def write_report(results: Results, out: Path, identity: dict[str, Any], seconds: dict[str, float]) -> Path:
+    """Write the report of a finished run.
+
+    Args:
+        results: of all cells.
+        out: the run's folder, with the arms' images.
+        identity: what all cells have in common.
+        seconds: of each cell.
+
+    Returns:
+        The path of REPORT.md.
+    """
+    plots = out / "plots"
+    plots.mkdir(exist_ok=True)
+    save_same_noise(results, out / "images", plots / "same_noise.png")
+    save_frontier(results, plots / "frontier.png")
+    few_shot = save_few_shot(results, plots / "few_shot.png")
+    report = identity | {"seconds": seconds} | results.as_json()
+    write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
+    page = _PAGE.format(**tables(report), few_shot="![Few-shot transfer](plots/few_shot.png)\n\n" if few_shot else "")
+    path = out / "REPORT.md"
+    write_atomically(path, page)
+    return path
+
+
+def tables(report: dict[str, Any]) -> dict[str, str]:
+    """The parts of the page that are results, in Markdown: settings, orders, backbones, images.
+
+    Args:
+        report: report.json.
+    """
+    by_seed = [_each_seed(report, name) for name in dict.fromkeys(name for name, _ in report["pairs"])]
+    return {
+        "settings": _settings(report),
+        "orders": "\n\n".join([_summary(report), *(_orders(report, group) for group in GROUPS)]).rstrip(),
+        "backbones": "\n\n".join([_metrics(report, BACKBONE_METRICS, 1), *by_seed]),
+        "images": _metrics(report, IMAGE_METRICS, 2),
+    }
+
+
+def format_interval(values: Sequence[float], digits: int) -> str:
+    """(value, low, high) as "0.44 [0.40, 0.48]"."""
+    value, low, high = values
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(value) else "-"
+
+
+def _settings(report: dict[str, Any]) -> str:
+    settings, world = report["settings"], report["world"]
+    return (
+        f"Every arm has {settings['images_per_class']} images of each class (samples: "
+        f"{settings['num_inference_steps']} steps of DPM-Solver++, guidance 2 where nothing else is said), every "
+        f"backbone {settings['num_train_epochs']} epochs, so equal steps. Backbones and seeds: "
+        f"{', '.join(f'{backbone} {seed}' for backbone, seed in report['pairs'])}. A seed varies a backbone's initial "
+        "weights, batches and augmentation; images and test scenes are the same for all, so intervals do not cover "
+        f"other images. biaslab's world: version {world['version']}, hash {world['hash']}; "
+        f"lbgen_hf {report['lbgen_hf']}."
+    )
+
+
+def _summary(report: dict[str, Any]) -> str:
+    lines = []
+    for group, title in GROUPS.items():
+        counts = Counter(order["verdict"] for order in report["orders"] if order["group"] == group)
+        if counts:
+            told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _WORST_FIRST)
+            lines.append(f"- {title[0].upper()}{title[1:]}: {told}.")
+    number = len(report["orders"])
+    lines.append(
+        f"- Were there no difference anywhere, about {number / 40:.1f} of these {number} would pass, and as many fail."
+    )
+    if left_out := len(expected_orders()) - number:
+        lines.append(f"- {left_out} expected orders need arms or metrics that this run has not.")
+    return "\n".join(lines)
+
+
+def _orders(report: dict[str, Any], group: str) -> str:
+    orders = [order for order in report["orders"] if order["group"] == group]
+    if not orders:
+        return ""
+    orders.sort(key=lambda order: _WORST_FIRST.index(order["verdict"]))
+    header = ["verdict", "from", "expected", "paper", "difference", "p", "smallest effect"]
+    table = markdown_table(header, [_order_row(report, order) for order in orders])
+    return f"### {GROUPS[group][0].upper()}{GROUPS[group][1:]}\n\n{table}"
+
+
+def _order_row(report: dict[str, Any], order: dict[str, Any]) -> list[str]:
+    digits = 1 if order["metric"] in BACKBONE_METRICS else 3
+    left, right = (report["arms"][order[side]] for side in ("left", "right"))
+    sign = ">" if order["expect"] == "higher" else "<"
+    return [
+        f"**{order['verdict']}**" if order["verdict"] == FAIL else order["verdict"],
+        order["source"],
+        f"{TITLES[order['metric']].rstrip(' ↑↓')}: {left} {sign} {right}",
+        f"{order['paper'][0] - order['paper'][1]:+.1f}" if order["paper"] else "",
+        format_interval((order["difference"], *order["interval"]), digits),
+        f"{order['p']:.3f}",
+        f"{order['smallest_detectable']:.{digits}f}",
+    ]
+
+
+def _metrics(report: dict[str, Any], titles: dict[str, str], digits: int) -> str:
+    """A line for each metric, a column for each arm."""
+    columns = list(report["metrics"].values())
+    rows = [
+        [title, *(format_interval(column[metric], digits) for column in columns)]
+        for metric, title in titles.items()
+        if metric in columns[0]
+    ]
+    return markdown_table(["", *report["arms"].values()], rows)
+
+
+def _each_seed(report: dict[str, Any], backbone: str) -> str:
+    places = [i for i, (name, _) in enumerate(report["pairs"]) if name == backbone]
+    columns = list(report["backbones"].values())
+    rows = [
+        [title, *(" / ".join(f"{column[metric][i]:.1f}" for i in places) for column in columns)]
+        for metric, title in BACKBONE_METRICS.items()
+        if metric in columns[0]
+    ]
+    return markdown_table([f"{backbone}, each seed", *report["arms"].values()], rows)

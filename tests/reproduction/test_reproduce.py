@@ -1,0 +1,135 @@
+"""`lbgen reproduce` with tiny settings: the report, resumption, and errors of one line."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lbgen_hf.cli import main
+from lbgen_hf.evaluation import biaslab
+from lbgen_hf.evaluation.benchmarks import Benchmark, parse_benchmarks
+from lbgen_hf.reproduction import cells
+from lbgen_hf.reproduction.arms import make_images, standard_arms
+from lbgen_hf.shipped import LBGEN_TINY, companions_of
+
+TINY = cells.Settings(
+    images_per_class=4,
+    num_inference_steps=1,
+    num_train_epochs=1,
+    backbones=("resnet",),
+    few_shot_fractions=(),
+    arms=("base", "lbgen"),
+)
+SMALL = {
+    "biaslab-validation": lambda: biaslab.validation(32),
+    "biaslab-cue-conflict": lambda: biaslab.cue_conflict(1),
+    "biaslab-contexts": lambda: biaslab.contexts(96),
+    "biaslab-backgrounds": lambda: biaslab.backgrounds(160),
+    "biaslab-novel": lambda: biaslab.novel_classes(3, 2, 4),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(specs: list[str]) -> list[Benchmark]:
+        return [dataclasses.replace(benchmark, load=SMALL[benchmark.name]) for benchmark in parse_benchmarks(specs)]
+
+    monkeypatch.setattr(cells, "QUICK", TINY)
+    monkeypatch.setattr(cells, "parse_benchmarks", small)
+    monkeypatch.setattr(cells, "RECIPE", cells.RECIPE | {"num_workers": 0})
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", *map(str, arguments)])
+    return int(stop.value.code or 0)
+
+
+def test_a_killed_run_resumes_and_ends_with_the_same_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run("--quick", "--seeds", 2, "--out", whole) == 0
+    report = (whole / "REPORT.md").read_text()
+
+    # What a kill in the fourth cell leaves: three cells, and the beginnings of the fourth.
+    order = ["base", "base-resnet-0", "base-resnet-1", "lbgen", "lbgen-resnet-0", "lbgen-resnet-1"]
+    shutil.copytree(whole / "images/base", killed / "images/base")
+    (killed / "cells").mkdir()
+    for name in order[:3]:
+        shutil.copy(whole / f"cells/{name}.json", killed / "cells")
+    for stale in ("images/.lbgen.tmp/anchor", "work/lbgen-resnet-0/checkpoint-1"):
+        (killed / stale).mkdir(parents=True)
+    capsys.readouterr()
+    assert run("--quick", "--seeds", 2, "--out", killed) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if line in order] == order[3:]
+    assert (killed / "REPORT.md").read_text() == report
+
+    monkeypatch.setattr(cells, "QUICK", dataclasses.replace(TINY, images_per_class=5))
+    assert run("--quick", "--seeds", 2, "--out", killed) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "another images per class, 4 instead of 5" in error
+
+    results = json.loads((whole / "report.json").read_text())
+    assert results["world"] == biaslab.world()
+    assert {order["verdict"] for order in results["orders"]} <= {"pass", "fail", "not seen at this n"}
+    for order in results["orders"]:
+        if order["metric"] == "class_accuracy":
+            values = [results["metrics"][order[side]]["class_accuracy"][0] for side in ("left", "right")]
+            assert order["difference"] == pytest.approx(values[0] - values[1])
+    assert "## Expected orders" in report
+    for plot in ("same_noise", "frontier"):
+        assert f"plots/{plot}.png" in report
+        assert (whole / "plots" / f"{plot}.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--seeds", "1"], "--seeds must be at least 2"),
+        (["--lora", "folder"], "NAME=FOLDER"),
+        (["--lora", "two words=folder"], "NAME=FOLDER"),
+        (["--lora", "base=folder"], "there is an arm of this name"),
+        (["--lora", "mine=nowhere"], "nowhere holds no pytorch_lora_weights.safetensors"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--quick", "--out", tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lbgen: error: ")
+    assert error.count("\n") == 1
+    assert named in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "out"
+    path.touch()
+    assert run("--quick", "--out", path) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_scene_arms_have_the_bias_that_they_say() -> None:
+    arms = standard_arms(companions_of(LBGEN_TINY).loras)
+    images = {
+        name: make_images(arms[name], None, 24, 1)  # scenes need no pipeline
+        for name in ("real", "unbiased", "retrieval")
+    }
+    from lbgen_hf.biaslab.measure import judge_images, measure
+    from lbgen_hf.biaslab.scenes import CLASSES
+    from lbgen_hf.evaluation.observers import load_observers
+
+    judge = load_observers()["judge"]
+    seen = {name: measure(judge_images(x, CLASSES, judge), replicates=2) for name, x in images.items()}
+    own = {name: estimates["own_background"].value for name, estimates in seen.items()}
+    # bias + (1 - bias) / 9 backgrounds
+    assert own["real"] == pytest.approx(0.6 + 0.4 / 9, abs=0.08)
+    assert own["retrieval"] == pytest.approx(0.35 + 0.65 / 9, abs=0.08)
+    assert own["unbiased"] == pytest.approx(1 / 9, abs=0.06)
+    assert all(estimates["class_accuracy"].value > 0.95 for estimates in seen.values())
