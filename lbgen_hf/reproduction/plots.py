@@ -7,31 +7,30 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.reproduction.results import Results
 
 _LEGEND: dict[str, Any] = {"loc": "outside right", "fontsize": 7}
-_COLUMNS = 14  # images of a row of `save_same_noise`
 
 
 def save_same_noise(results: Results, images: Path, path: Path) -> None:
-    """Figures 4 and 5: a row of images for each arm that samples from class names at full scale, a column one noise."""
+    """Figures 4 and 5: a row of images for each arm that samples from class names at full scale, a column one class
+    and noise."""
     rows = [
         name
         for name, arm in results.arms.items()
         if not arm.scenes and not arm.captions and arm.scale == 1 and arm.guidance_scale == 2
     ]
-    figure = Figure(figsize=(_COLUMNS * 0.62 + 1, len(rows) * 0.66 + 0.3), layout="constrained")
-    axes = figure.subplots(len(rows), _COLUMNS, squeeze=False)
-    for of_row, name in zip(axes, rows, strict=True):
-        classes = sorted(folder for folder in (images / name).iterdir())
-        files = [sorted(folder.iterdir())[index] for index in range(2) for folder in classes][:_COLUMNS]
-        for axis, file in zip(of_row, files, strict=True):
-            axis.imshow(np.asarray(Image.open(file)))
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if axis in axes[0]:
-                axis.set_title(file.parent.name, fontsize=7)
-        of_row[0].set_ylabel(results.arms[name].title, fontsize=7)
+    figure = Figure(figsize=(len(CLASSES) * 0.6 + 1, len(rows) * 0.65 + 0.3), layout="constrained")
+    for axes, name in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+        files = [images / name / class_name / "00000.png" for class_name in CLASSES]
+        pixels = [np.asarray(Image.open(file)) for file in files]
+        width = pixels[0].shape[1]
+        axes.imshow(np.concatenate(pixels, 1))
+        axes.set_xticks([width * (i + 0.5) for i in range(len(CLASSES))], CLASSES if name == rows[-1] else [])
+        axes.set_yticks([])
+        axes.tick_params(length=0, labelsize=7)
+        axes.set_ylabel(results.arms[name].title, fontsize=7)
     figure.savefig(path, dpi=130)
 
 

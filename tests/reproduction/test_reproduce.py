@@ -1,15 +1,19 @@
 """`lbgen reproduce` with tiny settings: the report, resumption, and errors of one line."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from lbgen_hf.biaslab.measure import judge_images, measure
+from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.cli import main
-from lbgen_hf.evaluation import biaslab
+from lbgen_hf.evaluation import benchmarks, biaslab
 from lbgen_hf.evaluation.benchmarks import Benchmark, parse_benchmarks
+from lbgen_hf.evaluation.observers import load_observers
 from lbgen_hf.reproduction import cells
 from lbgen_hf.reproduction.arms import make_images, standard_arms
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
@@ -25,8 +29,8 @@ TINY = cells.Settings(
 SMALL = {
     "biaslab-validation": lambda: biaslab.validation(32),
     "biaslab-cue-conflict": lambda: biaslab.cue_conflict(1),
-    "biaslab-contexts": lambda: biaslab.contexts(96),
-    "biaslab-backgrounds": lambda: biaslab.backgrounds(160),
+    "biaslab-contexts": lambda: biaslab.contexts(32),
+    "biaslab-backgrounds": lambda: biaslab.backgrounds(64),
     "biaslab-novel": lambda: biaslab.novel_classes(3, 2, 4),
 }
 
@@ -38,6 +42,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cells, "QUICK", TINY)
     monkeypatch.setattr(cells, "parse_benchmarks", small)
+    monkeypatch.setattr(benchmarks, "select_c", functools.partial(benchmarks.select_c, grid=(1.0,)))
     monkeypatch.setattr(cells, "RECIPE", cells.RECIPE | {"num_workers": 0})
 
 
@@ -117,14 +122,8 @@ def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def test_scene_arms_have_the_bias_that_they_say() -> None:
     arms = standard_arms(companions_of(LBGEN_TINY).loras)
-    images = {
-        name: make_images(arms[name], None, 24, 1)  # scenes need no pipeline
-        for name in ("real", "unbiased", "retrieval")
-    }
-    from lbgen_hf.biaslab.measure import judge_images, measure
-    from lbgen_hf.biaslab.scenes import CLASSES
-    from lbgen_hf.evaluation.observers import load_observers
-
+    # scenes need no pipeline
+    images = {name: make_images(arms[name], None, 24, 1) for name in ("real", "unbiased", "retrieval")}
     judge = load_observers()["judge"]
     seen = {name: measure(judge_images(x, CLASSES, judge), replicates=2) for name, x in images.items()}
     own = {name: estimates["own_background"].value for name, estimates in seen.items()}
