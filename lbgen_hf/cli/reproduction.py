@@ -12,9 +12,7 @@ from lbgen_hf.progress import show_progress
 
 @app.command()
 def reproduce(
-    out: Annotated[
-        Path, typer.Option("--out", "--output", help="The report's folder; an unfinished one is completed.")
-    ],
+    out: Annotated[Path, typer.Option(help="The report's folder; an unfinished one is completed.")],
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer images, arms and steps, one backbone: minutes, wide intervals.")
     ] = False,

@@ -165,7 +165,7 @@ class Cells:
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, value in self._identity(cell).items():
             if found.get(name) != value:
-                raise UserError(f"{path} is of {_difference(name, found.get(name), value)}; give another --output")
+                raise UserError(f"{path} is of {_difference(name, found.get(name), value)}; give another --out")
         return found
 
     def make(self, cell: Cell) -> dict[str, Any]:
