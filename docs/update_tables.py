@@ -14,6 +14,7 @@ import biaslab_results
 import context_swap_results
 import evaluation_results
 import lbgen_tiny_results
+import reproduction_results
 import synthesis_results
 import training_results
 from tables import fill_in
@@ -25,6 +26,7 @@ PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "docs/biaslab.md": biaslab_results.tables,
     "docs/context_swap.md": context_swap_results.tables,
     "docs/evaluation.md": evaluation_results.tables,
+    "docs/reproduction.md": reproduction_results.tables,
     "docs/sd15.md": training_results.tables,
     "docs/synthesis.md": synthesis_results.tables,
     "model_cards/lbgen-tiny.md": lbgen_tiny_results.card_tables,

@@ -49,7 +49,7 @@ def standard_arms(shipped: Mapping[str, str]) -> dict[str, Arm]:
     """
     arms = {
         "real": Arm("biased scenes (real)", scenes="biased"),
-        "unbiased": Arm("unbiased scenes (upper bound)", scenes="unbiased"),
+        "unbiased": Arm("unbiased scenes", scenes="unbiased"),
         "base": Arm("base model"),
     }
     for title, folder in shipped.items():
