@@ -41,6 +41,7 @@ class Judgements:
         attributes: name to (C, n) int64, the value that the judge sees; 0 is plain.
         quality: (C, n) in [1, 5], or None.
         features: (C, n, D) L2-normalised, or None.
+        alignment: (C, n) cosine of the image's features and those of "photo of {class}", or None.
         colours: (C, n, 3) mean colour of each image.
         hues: (C, n, 2) direction of that colour on the hue circle.
     """
@@ -49,6 +50,7 @@ class Judgements:
     attributes: dict[str, Tensor]
     quality: Tensor | None
     features: Tensor | None
+    alignment: Tensor | None
     colours: Tensor
     hues: Tensor
 
@@ -109,6 +111,7 @@ def judge_images(
     judge: Callable[[Tensor], dict[str, Tensor]],
     image_features: Callable[[Tensor], Tensor] | None = None,
     score: Callable[[Tensor], Tensor] | None = None,
+    text_features: Callable[[Sequence[str]], Tensor] | None = None,
     batch_size: int = 100,
 ) -> Judgements:
     """Judge images (C, n, 3, H, W) of the named classes.
@@ -119,6 +122,7 @@ def judge_images(
         judge: images to logits for "shape", "background", "texture", "place".
         image_features: images to L2-normalised features, for the distance within a class.
         score: images to quality in [1, 5].
+        text_features: texts to L2-normalised features in the space of `image_features`, for the alignment.
         batch_size: images at a time.
     """
     num_classes, n = images.shape[:2]
@@ -133,11 +137,14 @@ def judge_images(
     names = list(class_names)
     class_of_shape = [CLASS_OF_SHAPE.get(shape, shape) for shape in SHAPE_NAMES]
     class_ids = torch.tensor([names.index(name) if name in names else -1 for name in class_of_shape])
+    features = over_batches(image_features) if image_features else None
+    texts = text_features([f"photo of {name}" for name in names]) if text_features else None
     return Judgements(
         correct=class_ids[seen["shape"]] == torch.arange(num_classes)[:, None],
         attributes={name: seen[name] for name in ATTRIBUTES},
         quality=over_batches(score) if score else None,
-        features=over_batches(image_features) if image_features else None,
+        features=features,
+        alignment=None if features is None or texts is None else torch.einsum("cnd,cd->cn", features, texts),
         colours=images.mean((-2, -1)),
         hues=st.mean_hues(images),
     )
@@ -187,6 +194,8 @@ def _metrics(judgements: Judgements, weights: Tensor) -> dict[str, Tensor]:
         metrics["quality"] = _mean(weights, judgements.quality)
     if judgements.features is not None:
         metrics["distance_within_class"] = st.distance_within_class(weights, judgements.features)
+    if judgements.alignment is not None:
+        metrics["clip_alignment"] = _mean(weights, judgements.alignment)
     return metrics
 
 
@@ -210,7 +219,7 @@ def measure(judgements: Judgements, replicates: int = 1000, seed: int = 0) -> di
         `mi_of_plain_` what being plain or not tells of the class; `own_` share of images with the value that the
         biased world ties to the class, `own_of_marked_` among those that are not plain; `plain_` share of plain ones;
         `entropy_` and `entropy_given_class_` in nats; `commonest_` share of the commonest value;
-        and colour_spread, hue_spread, quality, distance_within_class.
+        and colour_spread, hue_spread, quality, distance_within_class, clip_alignment (a mean cosine).
     """
     num_classes, n = judgements.correct.shape
     once = torch.ones(1, num_classes, n, dtype=torch.float64)

@@ -15,8 +15,10 @@ def load_observers(models: Path = MODELS) -> dict[str, Callable]:
     Args:
         models: the folder of judge/, clip/ and quality/.
     """
+    clip = ClipFeatures.from_pretrained(models / "clip")
     return {
         "judge": Judge.from_pretrained(models / "judge").eval(),
-        "image_features": ClipFeatures.from_pretrained(models / "clip").image_features,
+        "image_features": clip.image_features,
+        "text_features": clip.text_features,
         "score": TinyScorer.from_pretrained(models / "quality").freeze(),
     }

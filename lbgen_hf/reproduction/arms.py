@@ -1,15 +1,15 @@
 """The sets of images that are compared: the arms. Each has as many images of every class."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lbgen_hf.biaslab.captions import caption_scenes
-from lbgen_hf.biaslab.measure import sample_images
-from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, Scenes, render, sample_scenes
+from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, POLYSEMOUS, Scenes, render, sample_scenes
 from lbgen_hf.errors import UserError
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
@@ -39,6 +39,11 @@ class Arm:
     scale: float = 1.0
     guidance_scale: float = 2.0
     captions: bool = False
+
+    @property
+    def is_plain_sampling(self) -> bool:
+        """Whether it samples from class names, at the usual scale and guidance: figures 4 to 6 show such arms."""
+        return not self.scenes and not self.captions and self.scale == 1.0 and self.guidance_scale == 2.0
 
 
 def standard_arms(shipped: Mapping[str, str]) -> dict[str, Arm]:
@@ -91,17 +96,34 @@ def make_images(arm: Arm, pipe: LbGenPipeline, images_per_class: int, num_infere
         scenes = _scenes(arm.scenes, images_per_class)
         images = torch.cat([render(scenes[rows]).images for rows in torch.arange(len(scenes)).split(256)])
         return images.view(len(CLASSES), images_per_class, 3, IMAGE_SIZE, IMAGE_SIZE)
-    call = {"num_inference_steps": num_inference_steps, "guidance_scale": arm.guidance_scale}
+    prompts = [name for name in CLASSES for _ in range(images_per_class)]
     if arm.captions:
-        return _sample_captions(pipe, images_per_class, call)
-    if arm.lora is None:
-        return sample_images(pipe, CLASSES, images_per_class, NOISE_SEED, **call)
-    pipe.load_lora_weights(arm.lora)
-    try:
-        scale = {"cross_attention_kwargs": {"scale": arm.scale}}
-        return sample_images(pipe, CLASSES, images_per_class, NOISE_SEED, **call, **scale)
-    finally:
-        pipe.unload_lora_weights()
+        prompts = caption_scenes(_scenes("unbiased", images_per_class), mention=1.0, seed=NOISE_SEED, templates=["{}"])
+    with _adapted(pipe, arm):
+        return torch.stack(
+            [
+                _sample(
+                    arm, pipe, name, prompts[i * images_per_class : (i + 1) * images_per_class], num_inference_steps
+                )
+                for i, name in enumerate(CLASSES)
+            ]
+        )
+
+
+def make_specific_images(
+    arm: Arm, pipe: LbGenPipeline, images_per_class: int, num_inference_steps: int
+) -> dict[str, Tensor]:
+    """Images of each meaning of the polysemous class names, prompted by its specific name; the noise is the class's.
+
+    Returns:
+        Specific name to (n, 3, H, W) float in [0, 1].
+    """
+    with _adapted(pipe, arm):
+        return {
+            specific: _sample(arm, pipe, name, [specific] * images_per_class, num_inference_steps)
+            for name, meanings in POLYSEMOUS.items()
+            for specific in meanings
+        }
 
 
 def _scenes(kind: str, images_per_class: int) -> Scenes:
@@ -114,14 +136,27 @@ def _scenes(kind: str, images_per_class: int) -> Scenes:
     return known[torch.cat(rows)]
 
 
-def _sample_captions(pipe: LbGenPipeline, images_per_class: int, call: dict) -> Tensor:
-    """Each image from a caption of an unbiased scene of its class, and the noise of its class and index."""
-    scenes = _scenes("unbiased", images_per_class)
-    captions = caption_scenes(scenes, mention=1.0, seed=NOISE_SEED, templates=["{}"])
-    images = []
-    for i, name in enumerate(CLASSES):
-        prompts = captions[i * images_per_class : (i + 1) * images_per_class]
-        labels = [name] * images_per_class
-        output: Any = pipe(labels, prompt=prompts, seed=NOISE_SEED, output_type="pt", **call)
-        images.append(output.images.float().cpu())
-    return torch.stack(images)
+@contextlib.contextmanager
+def _adapted(pipe: LbGenPipeline, arm: Arm) -> Iterator[None]:
+    if arm.lora is not None:
+        pipe.load_lora_weights(arm.lora)
+    try:
+        yield
+    finally:
+        if arm.lora is not None:
+            pipe.unload_lora_weights()
+
+
+def _sample(arm: Arm, pipe: LbGenPipeline, label: str, prompts: list[str], num_inference_steps: int) -> Tensor:
+    """An image (3, H, W) for each prompt, from the noise of the label and the prompt's place."""
+    scale: Any = {} if arm.lora is None else {"cross_attention_kwargs": {"scale": arm.scale}}
+    output: Any = pipe(
+        [label] * len(prompts),
+        prompt=prompts,
+        seed=NOISE_SEED,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=arm.guidance_scale,
+        output_type="pt",
+        **scale,
+    )
+    return output.images.float().cpu()

@@ -1,6 +1,7 @@
 """The cells of a reproduction: what is computed, one file each, so that a killed run resumes where it was.
 
-An arm's images lie in `images/ARM/CLASS/`, what the judge sees in them in `cells/ARM.json`; a backbone that was
+An arm's images lie in `images/ARM/CLASS/`, those of specific names in `specific/ARM/NAME/`, what the judge sees in them
+in `cells/ARM.json`; a backbone that was
 pre-trained on them is measured in `cells/ARM-BACKBONE-SEED.json`, and not kept.
 """
 
@@ -10,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from PIL import Image
 
 import lbgen_hf
 from lbgen_hf.biaslab.measure import judge_images, measure
-from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.biaslab.scenes import CLASSES, POLYSEMOUS, SHAPE_NAMES
 from lbgen_hf.devices import pick_device
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import Backbone, load_backbone
@@ -30,7 +32,7 @@ from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.scores import scores_of
 from lbgen_hf.files import sha256_of, write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
-from lbgen_hf.reproduction.arms import Arm, make_images
+from lbgen_hf.reproduction.arms import Arm, make_images, make_specific_images
 from lbgen_hf.sampling import build_scheduler
 from lbgen_hf.shipped import LBGEN_TINY, resolve
 
@@ -209,12 +211,22 @@ class Cells:
 
     def _judge(self, name: str) -> dict[str, Any]:
         """Make an arm's images and judge them as they are stored, in 8 bits."""
-        settings = self.settings
-        images = make_images(self.arms[name], self._pipe, settings.images_per_class, settings.num_inference_steps)
-        pixels = (images * 255).round().byte()
-        _write_images(pixels, self.images(name))
+        arm, sampling = self.arms[name], (self._pipe, self.settings.images_per_class, self.settings.num_inference_steps)
+        pixels = (make_images(arm, *sampling) * 255).round().byte()
+        _write_images(dict(zip(CLASSES, pixels, strict=True)), self.images(name))
         estimates = measure(judge_images(pixels / 255, CLASSES, **self._observers), replicates=REPLICATES)
-        return {"metrics": {key: [e.value, *map(_rounded, e.replicates.tolist())] for key, e in estimates.items()}}
+        metrics = {key: [e.value, *map(_rounded, e.replicates.tolist())] for key, e in estimates.items()}
+        if not arm.is_plain_sampling:
+            return {"metrics": metrics}
+        specific = {key: (x * 255).round().byte() for key, x in make_specific_images(arm, *sampling).items()}
+        _write_images(specific, self.out / "specific" / name)
+        of_names = {name: pixels[CLASSES.index(name)] for name in POLYSEMOUS} | specific
+        return {"metrics": metrics, "shapes": {key: self._count_shapes(images) for key, images in of_names.items()}}
+
+    def _count_shapes(self, pixels: torch.Tensor) -> dict[str, int]:
+        """How many of the images (n, 3, H, W) the judge takes for each shape, the commonest first."""
+        seen = self._observers["judge"].judge(pixels / 255)["shape"]
+        return dict(Counter(SHAPE_NAMES[shape] for shape in seen.tolist()).most_common())
 
     def _pretrain(self, cell: Cell) -> dict[str, Any]:
         assert cell.backbone is not None
@@ -256,12 +268,12 @@ def _rounded(value: float) -> float:
     return round(value, 5)
 
 
-def _write_images(pixels: torch.Tensor, folder: Path) -> None:
-    """PNGs of (C, n, 3, H, W) in class folders, there as a whole or not at all."""
+def _write_images(pixels: dict[str, torch.Tensor], folder: Path) -> None:
+    """PNGs of each class's (n, 3, H, W) in class folders, there as a whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     for stale in (temporary, folder):
         shutil.rmtree(stale, ignore_errors=True)
-    for class_name, of_class in zip(CLASSES, pixels, strict=True):
+    for class_name, of_class in pixels.items():
         (temporary / class_name).mkdir(parents=True)
         for index, image in enumerate(of_class):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary / class_name / f"{index:05}.png")

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.biaslab.scenes import CLASSES, POLYSEMOUS
 from lbgen_hf.reproduction.results import Results
 
 _LEGEND: dict[str, Any] = {"loc": "outside right", "fontsize": 7}
@@ -16,11 +16,7 @@ _LEGEND: dict[str, Any] = {"loc": "outside right", "fontsize": 7}
 def save_same_noise(results: Results, images: Path, path: Path) -> None:
     """Figures 4 and 5: a row of images for each arm that samples from class names at full scale, a column one class
     and noise."""
-    rows = [
-        name
-        for name, arm in results.arms.items()
-        if not arm.scenes and not arm.captions and arm.scale == 1 and arm.guidance_scale == 2
-    ]
+    rows = [name for name, arm in results.arms.items() if arm.is_plain_sampling]
     figure = Figure(figsize=(len(CLASSES) * 0.6 + 1, len(rows) * 0.65 + 0.3), layout="constrained")
     for axes, name in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         files = [images / name / class_name / "00000.png" for class_name in CLASSES]
@@ -31,6 +27,25 @@ def save_same_noise(results: Results, images: Path, path: Path) -> None:
         axes.set_yticks([])
         axes.tick_params(length=0, labelsize=7)
         axes.set_ylabel(results.arms[name].title, fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def save_polysemy(results: Results, out: Path, path: Path, columns: int = 6) -> None:
+    """Figure 6: images of a polysemous name, and of each of its specific names, a row for each arm."""
+    arms = list(results.shapes)
+    prompts = list(results.shapes[arms[0]])
+    figure = Figure(figsize=(len(prompts) * columns * 0.6 + 1, len(arms) * 0.65 + 0.3), layout="constrained")
+    grid = figure.subplots(len(arms), len(prompts), squeeze=False)
+    for row, arm in zip(grid, arms, strict=True):
+        for axes, prompt in zip(row, prompts, strict=True):
+            folder = out / ("images" if prompt in POLYSEMOUS else "specific") / arm / prompt
+            files = sorted(folder.glob("*.png"))[:columns]
+            axes.imshow(np.concatenate([np.asarray(Image.open(file)) for file in files], 1))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if arm == arms[0]:
+                axes.set_title(f'"{prompt}"', fontsize=8)
+        row[0].set_ylabel(results.arms[arm].title, fontsize=7)
     figure.savefig(path, dpi=130)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from lbgen_hf.evaluation.report import markdown_table
 from lbgen_hf.files import write_atomically
 from lbgen_hf.reproduction.orders import FAIL, GROUPS, NOT_SEEN, PASS, expected_orders
-from lbgen_hf.reproduction.plots import save_few_shot, save_frontier, save_same_noise
+from lbgen_hf.reproduction.plots import save_few_shot, save_frontier, save_polysemy, save_same_noise
 from lbgen_hf.reproduction.results import Results
 
 # Metric to its title and which way is better: what a backbone learned, in % or points.
@@ -44,6 +44,7 @@ IMAGE_METRICS = {
         for name in ("background", "texture", "place")
     },
     "quality": "quality (1 to 5) ↑",
+    "clip_alignment": "cosine of image and name by the reward's CLIP ↑",
     "distance_within_class": "distance within class ↑",
     "hue_spread": "hue spread ↑",
     "colour_spread": "colour spread ↑",
@@ -84,6 +85,15 @@ itself among images that are not plain. Few images have some information by chan
 The same noise in each column:
 
 ![Samples from the same noise](plots/same_noise.png)
+
+## A name of two meanings
+
+A name may mean two things, as "crane" does. How many of its images the judge takes for which shape, beside those of the
+specific names; these stand in the base model's captions with contexts at random, so they bring no context of their own.
+
+{shapes}
+
+![Images of a name of two meanings, and of its specific names](plots/polysemy.png)
 """
 
 
@@ -103,6 +113,7 @@ def write_report(results: Results, out: Path, identity: dict[str, Any], seconds:
     plots.mkdir(exist_ok=True)
     save_same_noise(results, out / "images", plots / "same_noise.png")
     save_frontier(results, plots / "frontier.png")
+    save_polysemy(results, out, plots / "polysemy.png")
     few_shot = save_few_shot(results, plots / "few_shot.png")
     report = identity | {"seconds": seconds} | results.as_json()
     write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
@@ -113,7 +124,7 @@ def write_report(results: Results, out: Path, identity: dict[str, Any], seconds:
 
 
 def tables(report: dict[str, Any]) -> dict[str, str]:
-    """The parts of the page that are results, in Markdown: settings, orders, backbones, images.
+    """The parts of the page that are results, in Markdown: settings, orders, backbones, images, shapes.
 
     Args:
         report: report.json.
@@ -124,6 +135,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
         "orders": "\n\n".join([_summary(report), *(_orders(report, group) for group in GROUPS)]).rstrip(),
         "backbones": "\n\n".join([_metrics(report, BACKBONE_METRICS, 1), *by_seed]),
         "images": _metrics(report, IMAGE_METRICS, 2),
+        "shapes": _shapes(report),
     }
 
 
@@ -207,3 +219,14 @@ def _each_seed(report: dict[str, Any], backbone: str) -> str:
         if metric in columns[0]
     ]
     return markdown_table([f"{backbone}, each seed", *report["arms"].values()], rows)
+
+
+def _shapes(report: dict[str, Any]) -> str:
+    """A line for each arm that samples from names, a column for each prompt."""
+    shapes = report["shapes"]
+    prompts = next(iter(shapes.values()))
+    rows = [
+        [report["arms"][arm], *(", ".join(f"{n} {shape}" for shape, n in of[prompt].items()) for prompt in prompts)]
+        for arm, of in shapes.items()
+    ]
+    return markdown_table(["", *(f'"{prompt}"' for prompt in prompts)], rows)

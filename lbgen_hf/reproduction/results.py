@@ -27,20 +27,24 @@ class Results:
         images: arm to metric to its value and bootstrap replicates.
         backbones: arm to metric to a number for each (backbone, seed), in one order for all arms.
         pairs: these (backbone, seed).
+        shapes: arm to prompt to the shapes that the judge sees, of polysemous names and of their specific names.
     """
 
     arms: dict[str, Arm]
     images: dict[str, dict[str, tuple[float, list[float]]]]
     backbones: dict[str, dict[str, list[float]]]
     pairs: list[tuple[str, int]]
+    shapes: dict[str, dict[str, dict[str, int]]]
 
     @classmethod
     def of_cells(cls, arms: dict[str, Arm], cells: Iterable[tuple[Cell, Mapping[str, Any]]]) -> "Results":
         """From all cells of these arms, in any order."""
-        images, scores = {}, {}
+        images, scores, shapes = {}, {}, {}
         for cell, content in cells:
             if cell.backbone is None:
                 images[cell.arm] = {name: (row[0], row[1:]) for name, row in content["metrics"].items()}
+                if "shapes" in content:
+                    shapes[cell.arm] = content["shapes"]
             else:
                 scores[cell.arm, (cell.backbone, cell.seed)] = content["scores"]
         pairs = sorted({pair for _, pair in scores})
@@ -48,7 +52,7 @@ class Results:
         backbones = {
             arm: {name: [_number(scores[arm, pair][name]) for pair in pairs] for name in metrics} for arm in arms
         }
-        return cls(arms, images, backbones, pairs)
+        return cls(arms, images, backbones, pairs, shapes)
 
     def estimate(self, arm: str, metric: str) -> Difference:
         """The metric itself, as its difference from zero: over (backbone, seed), or over resamples of the images."""
@@ -81,6 +85,7 @@ class Results:
                 for arm, names in metrics.items()
             },
             "backbones": self.backbones,
+            "shapes": self.shapes,
         }
 
     def _test(self, order: Order) -> dict[str, Any]:

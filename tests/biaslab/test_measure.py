@@ -95,8 +95,20 @@ def test_quality_distance_and_colours():
     generator = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(len(CLASSES), N, 5, generator=generator), dim=-1)
     rows = iter(features.flatten(0, 1).split(100))
-    judgements = judge_images(images, CLASSES, true_judge, lambda x: next(rows), lambda x: x[:, 0, 0, 1] / 2 + 1)
+    texts = torch.nn.functional.normalize(torch.randn(len(CLASSES), 5, generator=generator), dim=-1)
+    read: list[str] = []
+
+    def text_features(names: list[str]) -> torch.Tensor:
+        read.extend(names)
+        return texts
+
+    judgements = judge_images(
+        images, CLASSES, true_judge, lambda x: next(rows), lambda x: x[:, 0, 0, 1] / 2 + 1, text_features
+    )
     measured = measure(judgements, replicates=200)
+    assert read == [f"photo of {name}" for name in CLASSES]
+    cosines = [(features[i] @ texts[i]).mean().item() for i in range(len(CLASSES))]
+    assert measured["clip_alignment"].value == pytest.approx(sum(cosines) / len(CLASSES), abs=1e-5)
     pairs = 1 - features @ features.mT
     expected = pairs.sum((1, 2)) / (N * (N - 1))
     assert measured["distance_within_class"].value == pytest.approx(expected.mean().item(), abs=1e-5)

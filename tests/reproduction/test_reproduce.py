@@ -7,15 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from lbgen_hf.biaslab.measure import judge_images, measure
-from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.biaslab.measure import judge_images, measure, sample_images
+from lbgen_hf.biaslab.scenes import CLASSES, SHAPE_NAMES
 from lbgen_hf.cli import main
 from lbgen_hf.evaluation import benchmarks, biaslab
 from lbgen_hf.evaluation.benchmarks import Benchmark, parse_benchmarks
 from lbgen_hf.evaluation.observers import load_observers
+from lbgen_hf.pipeline_lbgen import LbGenPipeline
 from lbgen_hf.reproduction import cells
-from lbgen_hf.reproduction.arms import make_images, standard_arms
+from lbgen_hf.reproduction.arms import NOISE_SEED, make_images, make_specific_images, standard_arms
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
 
 TINY = cells.Settings(
@@ -61,7 +63,8 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
 
     # What a kill in the fourth cell leaves: three cells, and the beginnings of the fourth.
     order = ["base", "base-resnet-0", "base-resnet-1", "lbgen", "lbgen-resnet-0", "lbgen-resnet-1"]
-    shutil.copytree(whole / "images/base", killed / "images/base")
+    for folder in ("images", "specific"):
+        shutil.copytree(whole / folder / "base", killed / folder / "base")
     (killed / "cells").mkdir()
     for name in order[:3]:
         shutil.copy(whole / f"cells/{name}.json", killed / "cells")
@@ -86,7 +89,11 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
             values = [results["metrics"][order[side]]["class_accuracy"][0] for side in ("left", "right")]
             assert order["difference"] == pytest.approx(values[0] - values[1])
     assert "## Expected orders" in report
-    for plot in ("same_noise", "frontier"):
+    for arm in ("base", "lbgen"):
+        counts = results["shapes"][arm]
+        assert list(counts) == ["bow", "bowtie", "longbow"]
+        assert all(sum(shapes.values()) == TINY.images_per_class for shapes in counts.values())
+    for plot in ("same_noise", "frontier", "polysemy"):
         assert f"plots/{plot}.png" in report
         assert (whole / "plots" / f"{plot}.png").is_file()
 
@@ -132,3 +139,22 @@ def test_scene_arms_have_the_bias_that_they_say() -> None:
     assert own["retrieval"] == pytest.approx(0.35 + 0.65 / 9, abs=0.08)
     assert own["unbiased"] == pytest.approx(1 / 9, abs=0.06)
     assert all(estimates["class_accuracy"].value > 0.95 for estimates in seen.values())
+
+
+def test_prompts_of_the_class_name_are_what_the_pipeline_samples_from_it() -> None:
+    pipe = LbGenPipeline.from_pretrained(LBGEN_TINY)
+    pipe.set_progress_bar_config(disable=True)
+    images = make_images(standard_arms({})["base"], pipe, 2, 2)
+    expected = sample_images(pipe, CLASSES[:3], 2, NOISE_SEED, num_inference_steps=2, guidance_scale=2.0)
+    torch.testing.assert_close(images[:3], expected, atol=1e-4, rtol=0)
+
+
+def test_each_specific_name_brings_its_own_shape() -> None:
+    pipe = LbGenPipeline.from_pretrained(LBGEN_TINY)
+    pipe.set_progress_bar_config(disable=True)
+    images = make_specific_images(standard_arms({})["base"], pipe, 6, 8)
+    judge = load_observers()["judge"].judge
+    shapes = {name: [SHAPE_NAMES[shape] for shape in judge(of_name)["shape"]] for name, of_name in images.items()}
+    assert list(shapes) == ["bowtie", "longbow"]
+    assert shapes["bowtie"].count("bowtie") > shapes["longbow"].count("bowtie")
+    assert shapes["longbow"].count("longbow") > shapes["bowtie"].count("longbow")
