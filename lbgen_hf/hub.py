@@ -2,15 +2,16 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from lbgen_hf.errors import UserError, first_line
 
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError, ValueError)
 _PATIENCE = 5  # seconds that the Hub has to answer
 
 
@@ -74,6 +75,36 @@ def quiet_loading() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+def create_model_repo(repo_id: str, private: bool = False) -> str:
+    """Create a model's repo, so that a name or a token that the Hub refuses is found before training.
+
+    Returns:
+        Its id, with the user's name.
+
+    Raises:
+        UserError: the Hub refuses or cannot be reached.
+    """
+    try:
+        return HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except HUB_ERRORS as error:
+        raise UserError(f"cannot create {repo_id} on the Hub: {first_line(error)}") from error
+
+
+def upload_model(folder: Path, repo_id: str, files: Sequence[str]) -> str:
+    """Upload some files of a folder, and nothing else.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        UserError: the Hub refuses or cannot be reached; the files stay in `folder`.
+    """
+    try:
+        return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(files)))
+    except HUB_ERRORS as error:
+        raise UserError(f"cannot upload {folder} to {repo_id}: {first_line(error)}; its files are kept") from error
 
 
 def check_repo_id(repo_id: str) -> str:

@@ -18,17 +18,32 @@ from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import from_timm
 from lbgen_hf.evaluation.benchmarks import Run, class_accuracy
 from lbgen_hf.evaluation.images import LabelledImages
-from lbgen_hf.evaluation.pretraining_card import push, write_card
+from lbgen_hf.evaluation.pretraining_card import PUBLISHED, write_card
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader, open_images
 from lbgen_hf.evaluation.statistics import accuracy
 from lbgen_hf.evaluation.training import Training
+from lbgen_hf.hub import create_model_repo, upload_model
 
 logger = logging.getLogger(__name__)
 
 
 class Pretraining(Training[PretrainingConfig]):
     """One run; its result is a timm model with a card."""
+
+    repo_id: str | None = None  # where the result is published
+
+    def train(self) -> dict[str, Any]:
+        """As `Training.train`; with `push_to_hub` the repo is created first, and the result uploaded last.
+
+        Raises:
+            UserError: as there, or the Hub refuses.
+        """
+        config = self.config
+        if config.push_to_hub and self._is_main:
+            name = config.hub_model_id or config.output_dir.resolve().name
+            self.repo_id = create_model_repo(name, config.hub_private)
+        return super().train()
 
     def _open_data(self) -> int:
         config = self.config
@@ -81,10 +96,10 @@ class Pretraining(Training[PretrainingConfig]):
     def _finish(self, rows: list[dict[str, Any]]) -> None:
         out = self.config.output_dir
         self._save(out)
-        write_card(out, self.config, self.data, rows)
+        write_card(out, self.config, self.data, rows, self.repo_id)
         logger.info("The backbone is in %s: timm.create_model('local-dir:%s', pretrained=True) loads it", out, out)
-        if self.config.push_to_hub:
-            logger.info("published at %s", push(out, self.config))
+        if self.repo_id:
+            logger.info("published: %s", upload_model(out, self.repo_id, PUBLISHED))
 
 
 def make_model(config: PretrainingConfig, class_names: tuple[str, ...]) -> nn.Module:

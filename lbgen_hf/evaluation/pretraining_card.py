@@ -1,12 +1,10 @@
-"""The card of a pre-trained backbone, and its way to the Hub."""
+"""The card of a pre-trained backbone."""
 
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.pretraining_data import TrainingData
 
@@ -41,8 +39,13 @@ model = timm.create_model("{location}", pretrained=True).eval()
 """
 
 
-def write_card(out: Path, config: PretrainingConfig, data: TrainingData, rows: list[dict[str, Any]]) -> None:
-    """Write README.md with a `model-index` of the last validation."""
+PUBLISHED = ("README.md", "config.json", "model.safetensors", "metrics.jsonl")
+
+
+def write_card(
+    out: Path, config: PretrainingConfig, data: TrainingData, rows: list[dict[str, Any]], repo_id: str | None = None
+) -> None:
+    """Write README.md with a `model-index` of the last validation; `repo_id` is where it will be, if anywhere."""
     last = rows[-1]
     measured = {name: words for name, words in _SETS.items() if f"{name}_accuracy" in last}
     results = [
@@ -55,7 +58,7 @@ def write_card(out: Path, config: PretrainingConfig, data: TrainingData, rows: l
         )
         for name, words in measured.items()
     ]
-    name = config.hub_model_id or config.output_dir.resolve().name
+    name = repo_id or config.output_dir.resolve().name
     card_data = ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
@@ -73,7 +76,7 @@ def write_card(out: Path, config: PretrainingConfig, data: TrainingData, rows: l
         name=name,
         architecture=config.model,
         data=f"`{Path(config.data).name if Path(config.data).exists() else config.data}`",
-        location=f"hf-hub:{config.hub_model_id}" if config.hub_model_id else "local-dir:THIS_FOLDER",
+        location=f"hf-hub:{repo_id}" if repo_id else "local-dir:THIS_FOLDER",
         accuracy="\n".join(lines) or "Not measured.",
         images=data.num_images,
         classes=len(data.class_names),
@@ -83,26 +86,3 @@ def write_card(out: Path, config: PretrainingConfig, data: TrainingData, rows: l
         or "none",
     )
     ModelCard(text).save(out / "README.md")
-
-
-def push(out: Path, config: PretrainingConfig) -> str:
-    """Upload the backbone, its config, its card and its metrics.
-
-    Raises:
-        UserError: the Hub refused.
-    """
-    api = HfApi()
-    repo = config.hub_model_id or out.resolve().name
-    try:
-        url = api.create_repo(repo, private=config.hub_private, exist_ok=True)
-        api.upload_folder(
-            repo_id=url.repo_id,
-            folder_path=out,
-            allow_patterns=["README.md", "config.json", "model.safetensors", "metrics.jsonl"],
-            commit_message="Publish the backbone",
-        )
-    except LocalTokenNotFoundError as error:
-        raise UserError("no token for the Hub: run `hf auth login`, or set HF_TOKEN") from error
-    except HfHubHTTPError as error:
-        raise UserError(f"the Hub refused {repo}: {first_line(error)}") from error
-    return str(url)

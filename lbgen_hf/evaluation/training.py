@@ -64,6 +64,8 @@ class Training(abc.ABC, Generic[Config]):
             log_with=config.report_to,
             project_dir=config.output_dir,
         )
+        if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise UserError("fp16 does not train on a CPU; give --mixed_precision no or bf16")
         self.batches = Batches(
             num_images,
             config.train_batch_size,

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from lbgen_hf import pipeline_lbgen
-from lbgen_hf.errors import UserError, first_line
+from lbgen_hf.errors import UserError
 from lbgen_hf.files import write_atomically
 from lbgen_hf.fine_tuning.config import LbGenConfig
+from lbgen_hf.hub import HUB_ERRORS, create_model_repo, upload_model
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 from lbgen_hf.shipped import companions_of
 
 CONFIG_FILE = "lbgen_config.yaml"
 _PUBLISHED = [LORA_FILE, CONFIG_FILE, "README.md", "pipeline.py"]
-_HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError, ValueError)
 
 _TEMPLATE = Path(__file__).with_name("lora_card.md")
 
@@ -87,7 +86,7 @@ def license_of(base_model: str, revision: str | None = None) -> str | None:
         if folder.is_dir():
             return getattr(ModelCard.load(folder / "README.md").data, "license", None)
         return getattr(HfApi().model_info(base_model, revision=revision).card_data, "license", None)
-    except _HUB_ERRORS:
+    except HUB_ERRORS:
         return None
 
 
@@ -103,7 +102,7 @@ def _eval_results(row: dict, config: LbGenConfig, num_classes: int) -> list[Eval
 
 
 def create_repo(config: LbGenConfig) -> str:
-    """Create the LoRA's repo, so that a name or a token that the Hub refuses is found before training. Returns its id.
+    """Create the LoRA's repo. Returns its id.
 
     Raises:
         UserError: the Hub refuses or cannot be reached, or the base model is not on the Hub.
@@ -111,11 +110,7 @@ def create_repo(config: LbGenConfig) -> str:
     base = config.pretrained_model_name_or_path
     if Path(base).is_dir():
         raise UserError(f"push_to_hub needs a base model with a Hub id, which the card names; {base} is a folder")
-    repo_id = config.hub_model_id or config.output_dir.resolve().name
-    try:
-        return HfApi().create_repo(repo_id, private=config.hub_private, exist_ok=True).repo_id
-    except _HUB_ERRORS as error:
-        raise UserError(f"cannot create {repo_id} on the Hub: {first_line(error)}") from error
+    return create_model_repo(config.hub_model_id or config.output_dir.resolve().name, config.hub_private)
 
 
 def push(folder: Path, repo_id: str) -> str:
@@ -124,8 +119,4 @@ def push(folder: Path, repo_id: str) -> str:
     Raises:
         UserError: the Hub refuses or cannot be reached; the files stay in `folder`.
     """
-    try:
-        return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=_PUBLISHED))
-    except _HUB_ERRORS as error:
-        reason = first_line(error)
-        raise UserError(f"cannot upload to {repo_id}: {reason}; the LoRA is in {folder}") from error
+    return upload_model(folder, repo_id, _PUBLISHED)

@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 
 from lbgen_hf.errors import UserError
+from lbgen_hf.evaluation import training
 from lbgen_hf.evaluation.backbones import load_backbone
 from lbgen_hf.evaluation.images import RenderedImages, image_folder
 from lbgen_hf.evaluation.pretraining import Pretraining, make_model
@@ -83,10 +86,22 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("threads")
-def test_a_run_killed_by_sigkill_ends_with_the_bytes_of_an_uninterrupted_one(image_data: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def any_precision() -> Iterator[None]:
+    """accelerate fixes the precision once a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("threads", "any_precision")
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_a_run_killed_by_sigkill_ends_with_the_bytes_of_an_uninterrupted_one(
+    image_data: Path, tmp_path: Path, precision: str
+) -> None:
     torch.set_num_threads(1)
-    config = PretrainingConfig(data=str(image_data), output_dir=tmp_path / "whole", checkpointing_steps=5, **FAST_5)
+    options = {**FAST_5, "mixed_precision": precision}
+    config = PretrainingConfig(data=str(image_data), output_dir=tmp_path / "whole", checkpointing_steps=5, **options)
     row = Pretraining(config).train()
     steps = 4 * 6
     assert row["step"] == steps
@@ -95,7 +110,7 @@ def test_a_run_killed_by_sigkill_ends_with_the_bytes_of_an_uninterrupted_one(ima
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [f"--data={image_data}", f"--output_dir={tmp_path / 'killed'}", "--checkpointing_steps=5"]
     command = [sys.executable, str(ROOT / "training" / "train_backbone.py"), *arguments]
-    command += flags(FAST_5)
+    command += flags(options)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 240
     while not (tmp_path / "killed" / "checkpoint-5").exists():
@@ -112,7 +127,7 @@ def test_a_run_killed_by_sigkill_ends_with_the_bytes_of_an_uninterrupted_one(ima
         output_dir=tmp_path / "killed",
         checkpointing_steps=5,
         resume_from_checkpoint="latest",
-        **FAST_5,
+        **options,
     )
     Pretraining(resumed).train()
     assert state_hashes(tmp_path / "killed", steps) == state_hashes(tmp_path / "whole", steps)
@@ -129,6 +144,49 @@ def test_stopping_anywhere_changes_nothing(image_data: Path, tmp_path: Path, sto
     Pretraining(PretrainingConfig(max_train_steps=stop, **halves)).train()
     Pretraining(PretrainingConfig(resume_from_checkpoint="latest", **halves)).train()
     assert state_hashes(tmp_path / "whole", 12) == state_hashes(tmp_path / "halves", 12)
+
+
+@pytest.mark.usefixtures("any_precision")
+def test_stopping_in_bf16_changes_nothing(image_data: Path, tmp_path: Path) -> None:
+    options = {**FAST, "data": str(image_data), "num_train_epochs": 2, "max_train_steps": 8}
+    whole = whole_and_halves({**options, "mixed_precision": "bf16"}, tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Pretraining(PretrainingConfig(output_dir=tmp_path / "no", **options, mixed_precision="no")).train()
+    assert state_hashes(tmp_path / "no", 8)["backbone"] != whole["backbone"]
+
+
+def test_stopping_keeps_the_scale_of_fp16s_gradients(
+    image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scaling(Accelerator):
+        """Scales gradients on a CPU as on a GPU in fp16, by a factor that doubles every third step."""
+
+        def __init__(self, **options) -> None:
+            super().__init__(**options)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+
+    monkeypatch.setattr(training, "Accelerator", Scaling)
+    whole_and_halves({**FAST, "data": str(image_data), "num_train_epochs": 2, "max_train_steps": 8}, tmp_path)
+    with safe_open(tmp_path / "halves" / "checkpoint-8" / "training_state.safetensors", "np") as file:
+        assert file.get_tensor("scaler.scale") == 4 * 2**2
+        assert file.get_tensor("scaler._growth_tracker") == 2
+
+
+def whole_and_halves(options: dict, folder: Path) -> dict[str, str]:
+    """Eight steps at once, and with a stop after the fifth: the hashes of both, which are the same."""
+    Pretraining(PretrainingConfig(output_dir=folder / "whole", **options)).train()
+    halves = {**options, "output_dir": folder / "halves"}
+    Pretraining(PretrainingConfig(**{**halves, "max_train_steps": 5})).train()
+    Pretraining(PretrainingConfig(**halves, resume_from_checkpoint="latest")).train()
+    whole = state_hashes(folder / "whole", 8)
+    assert state_hashes(folder / "halves", 8) == whole
+    return whole
+
+
+@pytest.mark.usefixtures("any_precision")
+def test_fp16_is_refused_on_a_cpu(image_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fp16 does not train on a CPU; give --mixed_precision no or bf16"):
+        Pretraining(PretrainingConfig(data=str(image_data), output_dir=tmp_path, **FAST, mixed_precision="fp16"))
 
 
 def test_it_learns_and_its_result_is_a_timm_model(image_data: Path, tmp_path: Path) -> None:
