@@ -79,28 +79,6 @@ def test_ctrl_c_says_what_is_kept(sd_folder: Path, tmp_path: Path, quiet: list[d
     assert len(read_rows(out)) >= 8
 
 
-def test_ray_survives_an_actor_that_is_killed(sd_folder: Path, tmp_path: Path, quiet: list[dict], monkeypatch):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    killed = []
-
-    def kill_one_actor(done: int, total: int) -> None:
-        if 0 < done < total and not killed:
-            names = {process: " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])}
-            actor = next(process for process, name in names.items() if name.startswith("ray::ShardActor"))
-            actor.kill()
-            killed.append(actor.pid)
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        job = Job(str(sd_folder), device="cpu", options=OPTIONS)
-        generate_with_ray(tmp_path / "out", job, num_workers=2, batch_size=8, progress=kill_one_actor)
-    finally:
-        ray.shutdown()
-    assert killed
-    assert read_rows(tmp_path / "out") == quiet
-
-
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A Ray cluster that says it has two GPUs."""
@@ -109,6 +87,32 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def test_ray_survives_an_actor_that_is_killed(
+    two_gpus, sd_folder: Path, tmp_path: Path, quiet: list[dict], monkeypatch
+):
+    """Without a device each actor gets a GPU, and uses what its machine has: here a CPU. The driver loads nothing."""
+    import ray
+
+    monkeypatch.setattr("lbgen_hf.synthesis.sample.load_sampler", None)  # in this process, the driver, alone
+    killed, free_gpus = [], []
+
+    def kill_one_actor(done: int, total: int) -> None:
+        free_gpus.append(ray.available_resources().get("GPU", 0))
+        if 0 < done < total and not killed:
+            own = {child.pid for child in psutil.Process().children(recursive=True)}
+            names = {process: " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])}
+            actors = (process for process, name in names.items() if name.startswith("ray::ShardActor"))
+            actor = next(process for process in actors if process.pid in own)
+            actor.kill()
+            killed.append(actor.pid)
+
+    job = Job(str(sd_folder), options=OPTIONS)
+    generate_with_ray(tmp_path / "out", job, num_workers=2, batch_size=8, progress=kill_one_actor)
+    assert killed
+    assert min(free_gpus) == 0
+    assert read_rows(tmp_path / "out") == quiet
 
 
 @pytest.mark.slow
