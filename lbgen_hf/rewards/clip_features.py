@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.hub import loading
+from lbgen_hf.pipeline_lbgen import find_file
 from lbgen_hf.shipped import resolve
 
 
@@ -47,18 +48,23 @@ def preprocess(images: Tensor, config: dict) -> Tensor:
     return (images - mean) / std
 
 
+_CONFIG_FILE = "open_clip_config.json"
 _OWN_WEIGHTS = ("local-dir:", "hf-hub:")
 
 
 def check_clip(model: str | Path, weights: str | None) -> str:
-    """open_clip's name for what `ClipFeatures.from_pretrained` is given, checked without loading anything.
+    """open_clip's name for what `ClipFeatures.from_pretrained` is given, checked without loading weights.
 
     Raises:
-        UserError: an unknown architecture or tag, or no weights.
+        UserError: an unknown architecture or tag, no weights, or a folder or repo that is missing or holds no CLIP.
     """
     model = resolve(model, "clip")
     name = f"local-dir:{model}" if model and Path(model).is_dir() else model
     if name.startswith(_OWN_WEIGHTS):
+        _, source = name.split(":", 1)
+        with loading(source, "CLIP model"):
+            if find_file(source, _CONFIG_FILE) is None:
+                raise FileNotFoundError(f"there is no {_CONFIG_FILE}")
         return name
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
@@ -75,7 +81,7 @@ def check_clip(model: str | Path, weights: str | None) -> str:
 def is_clip(model: str | Path) -> bool:
     """Whether `ClipFeatures.from_pretrained` is the one that loads a model of this name."""
     name = resolve(model, "clip")
-    is_folder = (Path(name) / "open_clip_config.json").is_file()
+    is_folder = (Path(name) / _CONFIG_FILE).is_file()
     return is_folder or name.startswith(_OWN_WEIGHTS) or name in open_clip.list_models()
 
 
@@ -123,6 +129,8 @@ class ClipFeatures(nn.Module):
         try:
             with warnings.catch_warnings(), loading(source, "CLIP model"):
                 warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+                if tag:  # a failed download is the Hub's error here; in create_model open_clip would log it too
+                    open_clip.download_pretrained(tag)
                 loaded = open_clip.create_model(
                     name,
                     pretrained=None if own_weights else weights,
@@ -132,8 +140,8 @@ class ClipFeatures(nn.Module):
         except UserError:
             raise
         except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            reason = first_line(error)
-            raise UserError(f"cannot load CLIP model {name!r} with weights {weights!r}: {reason}") from error
+            what = f"{name!r}" if own_weights else f"{name!r} with weights {weights!r}"
+            raise UserError(f"cannot load CLIP model {what}: {first_line(error)}") from error
         return cls(loaded, open_clip.get_tokenizer(name)).to(device=device, dtype=dtype)
 
     @property

@@ -1,10 +1,11 @@
-"""What `LbGenPipeline.from_pretrained` says of models that the Hub does not give."""
+"""What is said of models that the Hub does not give."""
 
 import pytest
 from loopback import Hub, Repo
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
+from lbgen_hf.rewards.clip_features import ClipFeatures
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +40,11 @@ def test_a_lora_whose_base_does_not_exist(hub: Hub) -> None:
     files = {"README.md": card, "pytorch_lora_weights.safetensors": b"never read"}
     hub.repos["models", "ada/lora"] = Repo(private=False, files=files)
     assert "no model 'ada/gone'" in refusal("ada/lora")
+
+
+def test_a_clip_that_does_not_exist_or_is_none(hub: Hub) -> None:
+    hub.repos["models", "ada/notes"] = Repo(private=False, files={"README.md": b"notes"})
+    for repo in ("ada/nothing", "ada/notes"):
+        with pytest.raises(UserError, match=f"no CLIP model '{repo}': .* the Hub does not give it") as error:
+            ClipFeatures.from_pretrained(f"hf-hub:{repo}")
+        assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.rewards.clip_features import ClipFeatures, preprocess
+from lbgen_hf.rewards.clip_features import ClipFeatures, check_clip, preprocess
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,7 @@ def test_openai_weights_get_quick_gelu(monkeypatch):
         raise RuntimeError("stop here")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: None)
     for weights, quick in (("openai", True), ("laion2b_s32b_b82k", False)):
         with pytest.raises(UserError, match="stop here"):
             ClipFeatures.from_pretrained("ViT-L-14", weights)
@@ -91,8 +92,13 @@ def test_openai_weights_get_quick_gelu(monkeypatch):
 
 @pytest.mark.parametrize(("model", "weights"), [("hf-hub:nobody/nothing", None), ("ViT-B-32", "openai")])
 def test_weights_are_not_waited_for_where_the_hub_cannot_be_reached(unreachable, model, weights):
-    with pytest.raises(UserError, match=r"CLIP model '.*(cannot be reached|check your connection)"):
+    with pytest.raises(UserError, match=r"no CLIP model '(nobody/nothing|ViT-B-32)'.* the Hub cannot be reached"):
         ClipFeatures.from_pretrained(model, weights)
+
+
+def test_a_clip_of_the_hub_is_looked_for_before_anything_is_loaded(unreachable):
+    with pytest.raises(UserError, match="no CLIP model 'nobody/nothing'"):
+        check_clip("hf-hub:nobody/nothing", None)
 
 
 def test_bad_input(tmp_path, clip_dir):
