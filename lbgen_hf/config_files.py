@@ -1,6 +1,7 @@
 """Command lines and YAML files of config dataclasses: one parser for every script in training/."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,7 +42,7 @@ def make_config_parser(config_class: Any, prog: str, description: str | None = N
 
 
 def read_yaml(path: Path, parser: HfArgumentParser) -> list[str]:
-    """The options of a config file as a command line: `lora_rank: 16` is `--lora_rank=16`.
+    """The options of a config file as a command line: `lora_rank: 16` is `--lora_rank=16`, a path in any locale.
 
     Raises:
         UserError: the file cannot be read, or has an option that the parser does not know.
@@ -55,4 +56,5 @@ def read_yaml(path: Path, parser: HfArgumentParser) -> list[str]:
     for name in options:
         if name in ("config", "help") or f"--{name}" not in parser._option_string_actions:
             raise UserError(f"config {path} has the unknown option {name!r}")
-    return [f"--{name}={value}" for name, value in options.items() if value is not None]
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return [os.fsdecode(option.encode(errors="surrogateescape")) for option in given]

@@ -1,9 +1,11 @@
 """Errors that the user can fix, and how every command line of the project reports them."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -20,19 +22,31 @@ def first_line(error: BaseException) -> str:
 def report_errors(program: str, on_interrupt: str = "") -> Iterator[None]:
     """Turn `UserError` into one line on stderr and exit code 2, Ctrl-C into exit code 130.
 
+    What is printed is escaped where the locale lacks its letters; a path that a library cannot take for that reason is
+    an error of one line too.
+
     Args:
         program: the name before ": error:".
         on_interrupt: what is kept and how to resume, said after Ctrl-C.
 
     Under a launcher of several processes, rank 0 alone speaks.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{program}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(f"{program}: error: {error}", 2)
+    except UnicodeEncodeError as error:
+        letters = error.object[error.start : error.end]
+        hint = "run this with PYTHONUTF8=1, or rename the file or folder"
+        _end(f"{program}: error: the locale or UTF-8 does not have the letters {letters!r} of a path; {hint}", 2)
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{program}: interrupted. {on_interrupt}".strip(), file=sys.stderr)
-        raise SystemExit(130) from None
+        _end(f"{program}: interrupted. {on_interrupt}".strip(), 130)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+    raise SystemExit(code) from None

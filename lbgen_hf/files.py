@@ -17,11 +17,11 @@ from lbgen_hf.errors import UserError
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under another name in its folder and rename it: a kill leaves the old file or the new one.
 
-    Text is UTF-8 whatever the locale.
+    Text is UTF-8 whatever the locale. A path may hold what is no text (surrogates): it is written as JSON escapes it.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -142,25 +142,30 @@ def _score_images(
 ) -> Scored:
     table = folder / "metadata.csv"
     rows = _read_table(table)
-    names = [path.relative_to(folder).as_posix() for path in images]
-    waiting = [file for file in names if not _is_scored(rows.get(file, {}), name)]
-    known = len(names) - len(waiting)
+    files = {_file_name(path.relative_to(folder)): path for path in images}
+    waiting = [file for file in files if not _is_scored(rows.get(file, {}), name)]
+    known = len(files) - len(waiting)
     scorer: Any = load_scorer(name) if waiting else None
     last_saved = time.monotonic()
     try:
         for start in range(0, len(waiting), _CHUNK):
             chunk = waiting[start : start + _CHUNK]
-            decoded = [read_image((folder / file).read_bytes(), file) for file in chunk]
+            decoded = [read_image(files[file].read_bytes(), file) for file in chunk]
             for file, score in zip(chunk, score_images(scorer, decoded, batch_size), strict=True):
                 rows[file] = {**rows.get(file, {"file_name": file}), COLUMN: f"{score:.5f}", SCORER_COLUMN: name}
-            progress(known + start + len(chunk), len(names))
+            progress(known + start + len(chunk), len(files))
             if time.monotonic() - last_saved > _SAVE_EVERY_S:
                 _write_table(table, rows)
                 last_saved = time.monotonic()
     finally:
         if rows:
             _write_table(table, rows)
-    return Scored(table, [float(rows[file][COLUMN]) for file in names], known)
+    return Scored(table, [float(rows[file][COLUMN]) for file in files], known)
+
+
+def _file_name(path: Path) -> str:
+    """A path as a UTF-8 table has it, whatever the locale; bytes that are no UTF-8 are escaped."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
 def _is_scored(row: dict[str, str], name: str) -> bool:

@@ -1,10 +1,12 @@
 """What a user types wrong at `lbgen`: one line on stderr, exit code 2, nothing written, no model loaded."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from lbgen_hf.cli import main
+from lbgen_hf.errors import UserError
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
 NUMBERS = {
@@ -92,6 +94,18 @@ def test_generate_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, fl
 )
 def test_commands_refuse(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     refusal(capsys, *arguments)
+
+
+def test_what_a_library_logs_of_an_error_is_no_second_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: str) -> None:
+        logging.error("as open_clip logs it")
+        raise UserError(f"cannot load {source}")
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("lbgen_hf.class_names.load_class_names", fail)
+    assert refusal(capsys, "classes", "x") == "lbgen: error: cannot load x\n"
 
 
 def test_the_help_keeps_its_brackets(capsys: pytest.CaptureFixture[str]) -> None:

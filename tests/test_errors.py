@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from lbgen_hf.errors import first_line
@@ -14,3 +18,20 @@ from lbgen_hf.errors import first_line
 )
 def test_an_error_is_told_in_one_line_even_without_a_message(error, line):
     assert first_line(error) == line
+
+
+def test_in_a_locale_without_its_letters_text_is_escaped_and_a_path_is_refused_in_one_line():
+    """As a library refuses a path of the C locale, which Python gives it as surrogates."""
+    program = (
+        "from lbgen_hf.errors import report_errors\n"
+        "with report_errors('prog'):\n"
+        "    print('caf\\xe9')\n"
+        "    open('caf\\xe9', 'x')\n"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = subprocess.run([sys.executable, "-c", program], env={**os.environ, **locale}, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "caf\\xe9\n"), ran.stderr
+    assert ran.stderr.startswith("prog: error: ")
+    assert "'\\xe9'" in ran.stderr
+    assert "PYTHONUTF8=1" in ran.stderr
+    assert ran.stderr.count("\n") == 1

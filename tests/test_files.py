@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,12 @@ def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
     write_atomically(path, b"\xff")
     assert path.read_bytes() == b"\xff"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_path_that_is_no_text_survives_a_json_file(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_atomically(tmp_path / "a.json", json.dumps([name, "é"], ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == [name, "é"]
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

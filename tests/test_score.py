@@ -289,6 +289,13 @@ def test_a_malformed_table_is_one_line(images: Path, scorer, capsys, table: byte
     assert "metadata.csv" in refusal(capsys, "score", images)
 
 
+def test_an_image_whose_name_is_no_text(images: Path, scorer: Brightness) -> None:
+    os.rename(images / "1.png", images / os.fsdecode(b"caf\xe9.png"))
+    score_folder(images, "one", lambda _: scorer)
+    assert "caf\\xe9.png" in read_table(images)
+    assert score_folder(images, "one", lambda _: scorer).known == 5
+
+
 def test_a_score_that_somebody_damaged_is_made_again(images: Path, scorer: Brightness) -> None:
     score_folder(images, "one", lambda _: scorer)
     table = images / "metadata.csv"

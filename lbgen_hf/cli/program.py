@@ -1,7 +1,6 @@
 """The program `lbgen`: what its commands share, and how it starts and ends."""
 
-import io
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -26,9 +25,7 @@ BatchSize = Annotated[int, typer.Option(help="Images at a time; changes no resul
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `lbgen`. An error that the user can fix is one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # class names in a locale that does not have their letters
-            stream.reconfigure(errors="backslashreplace")
+    logging.getLogger().addHandler(logging.NullHandler())  # else Python prints what libraries log of an error too
     with report_errors("lbgen"):
         try:
             code = app(arguments, prog_name="lbgen", standalone_mode=False)

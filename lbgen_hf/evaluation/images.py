@@ -30,7 +30,7 @@ class LabelledImages:
     def __init__(self, labels: ArrayLike, class_names: Sequence[str], content: str) -> None:
         self.labels: NDArray[np.int64] = np.asarray(labels, dtype=np.int64)
         self.class_names = tuple(class_names)
-        self.fingerprint = hashlib.sha256(content.encode() + self.labels.tobytes()).hexdigest()
+        self.fingerprint = hashlib.sha256(content.encode(errors="surrogateescape") + self.labels.tobytes()).hexdigest()
         if not len(self.labels):
             raise UserError(f"there are no images in {self.describe()}")
 

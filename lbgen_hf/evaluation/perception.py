@@ -67,7 +67,7 @@ def share_of(num_images: int, fraction: float) -> Indices:
 def listing_hash(paths: Sequence[Path]) -> str:
     """The SHA-256 of the names and sizes of files."""
     listing = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
 
 
 def read_image(path: Path) -> Image.Image:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import require_creatable
+from lbgen_hf.files import require_creatable, write_atomically
 from lbgen_hf.hub import check_repo_id, is_repo_id
 from lbgen_hf.synthesis.plan import Plan, Row, Settings
 from lbgen_hf.synthesis.shard import (
@@ -115,7 +115,7 @@ class DatasetFolder:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             record = {"settings": settings.as_json(), "versions": _versions()}
             draft = path / WORK_FOLDER / f"generation-{uuid.uuid4().hex}.json"
-            draft.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_atomically(draft, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
             with contextlib.suppress(FileExistsError):  # another worker was first
                 os.link(draft, path / RECORD)
             draft.unlink()

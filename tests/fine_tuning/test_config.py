@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import typing
 
 import pytest
@@ -124,6 +125,13 @@ def test_to_dict_makes_the_same_computation(tmp_path):
     again = LbGenConfig.from_yaml(tmp_path / "config.yaml")
     assert again.to_dict() == config.to_dict()
     assert not again.push_to_hub
+
+
+def test_a_path_of_a_yaml_file_is_read_as_one_of_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("output_dir: café\n", encoding="utf-8")
+    monkeypatch.setattr("os.fsdecode", lambda name: name.decode("ascii", "surrogateescape"))  # the C locale's
+    config = parse("--config", str(tmp_path / "config.yaml"))
+    assert os.fsencode(config.output_dir) == "café".encode()
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -1,5 +1,6 @@
 """The LoRA's card: its metadata, its example, and the config that trains the LoRA again."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def test_a_base_model_of_a_hostile_name_stays_a_string(card, tmp_path):
     (tmp_path / "a: {b}").mkdir()
     base = str(tmp_path / "a: {b}")
     assert card(pretrained_model_name_or_path=base).data.base_model == base
+
+
+def test_a_folder_and_a_class_list_whose_names_are_no_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    config = LbGenConfig(class_names=str(folder / "classes.txt"))
+    write_card(folder, config, ["star", "fish"], rows=ROWS, step=10)
+    assert "caf" in (folder / "README.md").read_text(encoding="utf-8")
+    assert LbGenConfig.from_yaml(folder / CONFIG_FILE) == config
 
 
 def test_the_licence_is_the_base_models(tmp_path):

@@ -49,8 +49,10 @@ def test_it_is_a_public_name(finished: Path):
 def test_a_folder_whose_name_is_no_text(tmp_path: Path):
     """Such as any name that is not ASCII, in the C locale; Python gives it as surrogates, which UTF-8 does not have."""
     out = tmp_path / os.fsdecode(b"caf\xe9")
-    generate(out, make_settings(), StandIn(edge=32), batch_size=20)
+    settings = make_settings(model=str(out), lora=str(out))
+    generate(out, settings, StandIn(edge=32), batch_size=20)
     dataset = DatasetFolder(out)
+    assert dataset.settings == settings
     assert verify(dataset) == []
     assert dataset.name == "caf\N{REPLACEMENT CHARACTER}"
     scored = score_folder(out, "lbgen-tiny", load_quality_scorer)
