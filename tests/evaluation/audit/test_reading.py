@@ -58,6 +58,28 @@ def test_every_source_gives_the_same_rows(dataset: datasets.Dataset, folder: Pat
         assert rows(source) == truth, source
 
 
+def test_folders_of_classes_are_not_searched_for_splits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "ant" / "00.png").rename(folder / "ant" / "test-00.png")  # of which `datasets` makes a split
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it lists all files for each pattern"))
+        assert len(rows(folder)) == open_images(folder).num_rows == 12
+        with pytest.raises(UserError, match="no split 'test'; choose one of train"):
+            open_images(folder, split="test")
+
+
+def test_folders_of_splits_and_others_are_read_by_datasets(folder: Path, tmp_path: Path) -> None:
+    truth = rows(folder)
+    (tmp_path / "splits").mkdir()
+    folder.rename(tmp_path / "splits" / "train")
+    only = tmp_path / "splits" / "test" / "ant" / "0.png"
+    only.parent.mkdir(parents=True)
+    only.write_bytes(contents(13)[12])
+    assert rows(tmp_path / "splits") == truth
+    with_card = tmp_path / "splits" / "train"
+    (with_card / "README.md").write_text("# A card\n")
+    assert rows(with_card) == truth
+
+
 def test_text_and_number_labels(dataset: datasets.Dataset) -> None:
     text = datasets.Dataset.from_dict({"img": contents(4), "class": ["x", "y", "x", "y"]})
     assert [label for _, label in rows(text)].count("x") == 2
