@@ -1,6 +1,7 @@
 """The tables of audit.md, measured by
 
 python tests/benchmarks/audit.py false-alarms
+python tests/benchmarks/audit_cleanlab.py
 """
 
 from tables import markdown_table, read_results
@@ -17,5 +18,21 @@ def false_alarms_table() -> str:
     return markdown_table(header, rows)
 
 
+def cleanlab_table() -> str:
+    """How well each tool tells datasets with a planted bias from those without, two rows an axis."""
+    found = read_results("audit_cleanlab")
+    settings, auroc = found["settings"], found["auroc"]
+    rows = []
+    for axis in next(iter(auroc.values())):
+        for tool in ("audit", "cleanlab"):
+            cells = [auroc[setting][axis][tool]["one"] for setting in auroc]
+            rows.append([axis.replace("_", " "), tool, *(f"{x:.2f} [{low:.2f}, {high:.2f}]" for x, low, high in cells)])
+    how = (
+        f"AUROC; {settings['datasets']} datasets of {settings['images']} images with a bias of {settings['bias']} and"
+        f" {settings['datasets']} without in each cell; cleanlab {settings['cleanlab']}."
+    )
+    return f"{how}\n\n{markdown_table(['planted axis', 'tool', *auroc], rows)}"
+
+
 def tables() -> dict[str, str]:
-    return {"false_alarms": false_alarms_table()}
+    return {"false_alarms": false_alarms_table(), "cleanlab": cleanlab_table()}
