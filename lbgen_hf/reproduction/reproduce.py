@@ -1,10 +1,11 @@
 """`lbgen reproduce`: every cell, then the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.files import locked, require_writable
+from lbgen_hf.pipeline_lbgen import LbGenPipeline
 from lbgen_hf.progress import Progress
 from lbgen_hf.reproduction.arms import Arm, parse_loras, standard_arms
 from lbgen_hf.reproduction.cells import Cell, Cells, Settings
@@ -52,6 +53,8 @@ def reproduce(
         )
     ]
     cells = Cells(out, settings, arms, device)
+    if loras:
+        _check_that_adapters_fit(arms.values())
     require_writable(out / "cells")
     with locked(out):
         contents = {cell: cells.read(cell) for cell in wanted}
@@ -71,3 +74,16 @@ def _choose_arms(settings: Settings, loras: Sequence[str]) -> dict[str, Arm]:
     if settings.arms is not None:
         arms = {name: arm for name, arm in arms.items() if name in settings.arms}
     return arms | parse_loras(loras, arms)
+
+
+def _check_that_adapters_fit(arms: Iterable[Arm]) -> None:
+    """Load them, before hours are spent on the arms before theirs.
+
+    Raises:
+        UserError: one is damaged or does not fit lbgen-tiny.
+    """
+    pipe = LbGenPipeline.from_pretrained(LBGEN_TINY)
+    for arm in arms:
+        if arm.lora is not None:
+            pipe.load_lora_weights(arm.lora)
+            pipe.unload_lora_weights()

@@ -15,7 +15,7 @@ from lbgen_hf.cli import main
 from lbgen_hf.evaluation import benchmarks, biaslab
 from lbgen_hf.evaluation.benchmarks import Benchmark, parse_benchmarks
 from lbgen_hf.evaluation.observers import load_observers
-from lbgen_hf.pipeline_lbgen import LbGenPipeline
+from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 from lbgen_hf.reproduction import cells
 from lbgen_hf.reproduction.arms import NOISE_SEED, make_images, make_specific_images, standard_arms
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
@@ -106,12 +106,20 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
         (["--lora", "two words=folder"], "NAME=FOLDER"),
         (["--lora", "base=folder"], "there is an arm of this name"),
         (["--lora", "mine=nowhere"], "nowhere holds no pytorch_lora_weights.safetensors"),
+        (["--lora", "mine=damaged"], "the LoRA 'damaged' does not fit this model"),
         (["--device", "abacus"], "abacus"),
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / LORA_FILE).write_text("hello")
     assert run("--quick", "--out", tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("lbgen: error: ")
