@@ -152,14 +152,15 @@ def audit(
     """
     check_number("max_images", max_images, at_least=10, integer=True)
     check_number("resamples", resamples, at_least=99, integer=True)
+    check_number("seed", seed, at_least=0, integer=True)
     others = list(against) if isinstance(against, list | tuple) else [] if against is None else [against]
     columns = {"split": split, "image_column": image_column, "label_column": label_column}
-    if words and not features:
+    if words and features is None:
         raise UserError("--words needs --features with a CLIP, whose text encoder reads them")
     samples = []
     # All are opened before the first is measured: what is wrong with any is said at once.
     opened = [open_images(source, **columns) for source in [dataset, *others]]
-    model = load_model(features, words) if features else None
+    model = load_model(features, words) if features is not None else None
     options = {"max_images": max_images, "seed": seed, "progress": progress, "on_rejected": on_rejected}
     for images in opened:
         if model:
@@ -195,5 +196,6 @@ def _vectors(sample: Sample) -> np.ndarray:
         return sample.features
     chosen = [sample.values[name] for name, attribute in sample.attributes.items() if attribute.axis != "file"]
     values = np.concatenate(chosen, 1)
+    values = values[:, ~np.isnan(values).all(0)]
     deviation = np.nanstd(values, 0)
     return np.nan_to_num((values - np.nanmean(values, 0)) / np.where(deviation > 0, deviation, 1))

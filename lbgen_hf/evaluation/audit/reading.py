@@ -142,6 +142,8 @@ def open_images(
 
 def _load(source: str | Path) -> Any:
     path = Path(source)
+    if not str(source):
+        raise UserError("the dataset's name is empty; give a folder, a .parquet file or a repo id")
     if path.is_file():
         if path.suffix != ".parquet":
             raise UserError(f"cannot audit the file {path}; give a folder, a .parquet file or a repo id")

@@ -180,6 +180,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in said[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([""], "the dataset's name is empty"), (["x", "--seed", "-1"], "seed must be"), (["x", "--features", ""], "''")],
+)
+def test_an_empty_name_or_a_negative_seed(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    striped(0).save_to_disk(str(tmp_path / "x"))
+    with pytest.raises(SystemExit) as end:
+        main(["audit", *arguments])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_against_without_a_common_class() -> None:
     other = striped(0).cast_column("label", datasets.ClassLabel(names=["x", "y"]))
     with pytest.raises(UserError, match="no class in common"):
