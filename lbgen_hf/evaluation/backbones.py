@@ -59,50 +59,68 @@ def load_backbone(checkpoint: str | Path, device: str | torch.device | None = No
     import timm
 
     device = pick_device(device)
-    path = Path(checkpoint)
-    if path.is_file():
-        path = path.parent
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} has no config.json: give the folder of a timm or transformers model")
-        return _from_config(path / "config.json", str(path), str(checkpoint), device)
-    name = str(checkpoint)
-    if timm.is_model(name):
+    name, found = str(checkpoint), _find(checkpoint)
+    if found is None:
         try:
             model = timm.create_model(name, pretrained=True)
         except Exception as error:
             raise UserError(f"timm cannot load {name} with weights: {first_line(error)[:300]}") from error
         return from_timm(model, name, device)
+    source, architecture = found
+    if architecture is None:
+        return _from_transformers(source, name, device)
+    prefix = "local-dir" if Path(source).is_dir() else "hf-hub"
     try:
-        config = hf_hub_download(name, "config.json")
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        model = timm.create_model(f"{prefix}:{source}", pretrained=True)
+    except Exception as error:
         raise UserError(
-            f"no checkpoint {name!r}: give a folder, a Hub id of a timm or transformers model, or a timm name "
-            f"({first_line(error)[:300]})"
+            f"the weights of {name} are not of the architecture {architecture!r} in its config.json, or cannot be read:"
+            f" {first_line(error)[:300]}"
         ) from error
-    return _from_config(Path(config), name, name, device)
+    return from_timm(model, name, device)
 
 
-def _from_config(config: Path, source: str, name: str, device: torch.device) -> Backbone:
+def check_backbone(checkpoint: str | Path) -> None:
+    """Follow a checkpoint's name to its config, without loading its weights.
+
+    Raises:
+        UserError: there is no such checkpoint, or its config is neither timm's nor transformers'.
+    """
+    _find(checkpoint)
+
+
+def _find(checkpoint: str | Path) -> tuple[str, str | None] | None:
+    """A checkpoint's folder or Hub id, and timm's architecture, None for transformers; None where timm knows the name.
+
+    Raises:
+        UserError: as `check_backbone`.
+    """
+    import timm
+
+    name, path = str(checkpoint), Path(checkpoint)
+    if path.is_file():
+        path = path.parent
+    if name and path.is_dir():
+        source, config = str(path), path / "config.json"
+        if not config.is_file():
+            raise UserError(f"{path} has no config.json: give the folder of a timm or transformers model")
+    elif timm.is_model(name):
+        return None
+    else:
+        try:
+            source, config = name, Path(hf_hub_download(name, "config.json"))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise UserError(
+                f"no checkpoint {name!r}: give a folder, a Hub id of a timm or transformers model, or a timm name "
+                f"({first_line(error)[:300]})"
+            ) from error
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"the config.json of {name} is not JSON: {first_line(error)[:300]}") from error
-    if "architecture" in settings:
-        import timm
-
-        prefix = "local-dir" if Path(source).is_dir() else "hf-hub"
-        try:
-            model = timm.create_model(f"{prefix}:{source}", pretrained=True)
-        except Exception as error:
-            raise UserError(
-                f"the weights of {name} are not of the architecture {settings['architecture']!r} in its config.json, "
-                f"or cannot be read: {first_line(error)[:300]}"
-            ) from error
-        return from_timm(model, name, device)
-    if "model_type" in settings:
-        return _from_transformers(source, name, device)
-    raise UserError(f"the config.json of {name} names no timm `architecture` and no transformers `model_type`")
+    if not isinstance(settings, dict) or not {"architecture", "model_type"} & settings.keys():
+        raise UserError(f"the config.json of {name} names no timm `architecture` and no transformers `model_type`")
+    return source, settings.get("architecture")
 
 
 def from_timm(model: Any, name: str, device: torch.device) -> Backbone:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation.backbones import Backbone, load_backbone
+from lbgen_hf.evaluation.backbones import Backbone, check_backbone, load_backbone
 from lbgen_hf.evaluation.benchmarks import Benchmark, Run, parse_benchmarks
 from lbgen_hf.evaluation.features import Progress
 from lbgen_hf.evaluation.images import LabelledImages
@@ -77,11 +77,13 @@ def evaluate(
         The path of report.md.
 
     Raises:
-        UserError: a checkpoint or a benchmark is not as it must be; the benchmarks are checked before any model is
-            loaded.
+        UserError: a checkpoint or a benchmark is not as it must be; names and configs are checked before any benchmark
+            is read, and the benchmarks before any model is loaded.
     """
     chosen = parse_checkpoints(checkpoints)
     wanted = parse_benchmarks(benchmarks)
+    for checkpoint in chosen:
+        check_backbone(checkpoint.path)
     require_writable(out / "cells")
     with locked(out):
         loaded = [(benchmark, benchmark.load()) for benchmark in wanted]

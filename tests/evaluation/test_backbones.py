@@ -126,9 +126,10 @@ def test_classes_of_imagenet_heads(timm_folder: Path) -> None:
 def test_bad_checkpoints(timm_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_backbone(tmp_path, "cpu")
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="names no timm `architecture`"):
-        load_backbone(tmp_path, "cpu")
+    for config in ("{}", "3", "null", '["architecture"]'):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(UserError, match="names no timm `architecture`"):
+            load_backbone(tmp_path, "cpu")
     other = tmp_path / "other"
     shutil.copytree(timm_folder, other)
     config = json.loads((other / "config.json").read_text())

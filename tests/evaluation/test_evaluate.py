@@ -177,13 +177,20 @@ def test_differences_are_paired(tmp_path: Path) -> None:
         (["--benchmarks", "focus=/nowhere"], "there is no folder /nowhere"),
         (["--benchmarks", "dtd=/nowhere"], "no dtd in /nowhere"),
         (["--benchmarks", "biaslab-novel", "--confidence-level", "95"], "--confidence-level must be"),
+        (["nobody/nothing", "--benchmarks", "biaslab"], "no checkpoint 'nobody/nothing'"),
+        (["a=", "--benchmarks", "biaslab"], "no checkpoint ''"),
+        ([".", "--benchmarks", "biaslab"], ". has no config.json"),
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """No benchmark is read for a checkpoint that does not exist: biaslab's takes half a minute to make."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("lbgen_hf.evaluation.biaslab._render_all", None)
     with pytest.raises(SystemExit) as exit_:
-        main(["evaluate", str(tmp_path / "none"), *arguments, "--out", str(tmp_path / "out")])
+        main(["evaluate", "resnet18", *arguments, "--out", str(tmp_path / "out")])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("lbgen: error: ")
