@@ -20,6 +20,13 @@ def reproduce(
     lora: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER: one more adapter of lbgen-tiny to compare; may be repeated.")
     ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch",
+            help="Fine-tune all adapters here, also those of table 4 and of the controls: about 10 minutes each more.",
+        ),
+    ] = False,
     device: Device = None,
 ) -> None:
     """Compare pre-training data in biaslab, as the paper's tables do, and test what these predict."""
@@ -40,6 +47,7 @@ def reproduce(
                 cells.QUICK if quick else None,
                 num_seeds=seeds,
                 loras=lora or (),
+                from_scratch=from_scratch,
                 device=device,
                 progress=progress,
                 say=lambda message: typer.echo(message, err=True),

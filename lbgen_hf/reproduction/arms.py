@@ -12,6 +12,7 @@ from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, POLYSEMOUS, Scenes, render, sample_scenes
 from lbgen_hf.errors import UserError
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
+from lbgen_hf.reproduction.adapters import RECIPES
 
 REAL_BIAS = 0.6  # of the scenes that stand for a collected dataset: about what guidance makes of the base model's
 NOISE_SEED = 3
@@ -28,6 +29,7 @@ class Arm:
         title: in tables.
         scenes: "biased", "unbiased" or "retrieved"; None for samples.
         lora: the adapter's folder; None for the base model.
+        recipe: of an adapter that is fine-tuned first, a key of `RECIPES`.
         scale: of the adapter.
         guidance_scale: of the sampling.
         captions: the prompts name attributes at random, instead of the class alone.
@@ -36,6 +38,7 @@ class Arm:
     title: str
     scenes: str | None = None
     lora: str | None = None
+    recipe: str | None = None
     scale: float = 1.0
     guidance_scale: float = 2.0
     captions: bool = False
@@ -46,11 +49,12 @@ class Arm:
         return not self.scenes and not self.captions and self.scale == 1.0 and self.guidance_scale == 2.0
 
 
-def standard_arms(shipped: Mapping[str, str]) -> dict[str, Arm]:
-    """The arms that need no training.
+def standard_arms(shipped: Mapping[str, str], *, from_scratch: bool = False) -> dict[str, Arm]:
+    """All arms but the user's own.
 
     Args:
         shipped: title to folder of the shipped adapters, as `Companions.loras` has them.
+        from_scratch: fine-tune these adapters, and those of all other recipes.
     """
     arms = {
         "real": Arm("biased scenes (real)", scenes="biased"),
@@ -59,14 +63,18 @@ def standard_arms(shipped: Mapping[str, str]) -> dict[str, Arm]:
     }
     for title, folder in shipped.items():
         name = title.lower().replace(" ", "_")
-        arms[name] = Arm(title, lora=folder)
-        arms[f"{name}_half"] = Arm(f"{title}, LoRA scale 0.5", lora=folder, scale=0.5)
-    return arms | {
+        full = Arm(title, recipe=name) if from_scratch else Arm(title, lora=folder)
+        arms[name] = full
+        arms[f"{name}_half"] = dataclasses.replace(full, title=f"{title}, LoRA scale 0.5", scale=0.5)
+    arms |= {
         "captions": Arm("base, varied captions", captions=True),
         "guidance_1": Arm("base, no guidance", guidance_scale=1.0),
         "guidance_4": Arm("base, guidance 4", guidance_scale=4.0),
         "retrieval": Arm("base's own training scenes (retrieval)", scenes="retrieved"),
     }
+    if from_scratch:
+        arms |= {name: Arm(recipe.title, recipe=name) for name, recipe in RECIPES.items() if name not in arms}
+    return arms
 
 
 def parse_loras(specs: Sequence[str], taken: Mapping[str, Arm]) -> dict[str, Arm]:

@@ -1,7 +1,7 @@
 """The cells of a reproduction: what is computed, one file each, so that a killed run resumes where it was.
 
 An arm's images lie in `images/ARM/CLASS/`, those of specific names in `specific/ARM/NAME/`, what the judge sees in them
-in `cells/ARM.json`; a backbone that was
+in `cells/ARM.json`, an adapter that was fine-tuned for them in `adapters/RECIPE/`; a backbone that was
 pre-trained on them is measured in `cells/ARM-BACKBONE-SEED.json`, and not kept.
 """
 
@@ -32,6 +32,7 @@ from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.scores import scores_of
 from lbgen_hf.files import sha256_of, write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
+from lbgen_hf.reproduction.adapters import RECIPES, train_adapter
 from lbgen_hf.reproduction.arms import Arm, make_images, make_specific_images
 from lbgen_hf.sampling import build_scheduler
 from lbgen_hf.shipped import LBGEN_TINY, resolve
@@ -153,7 +154,7 @@ class Cells:
             "world": world(),
             "base_model": sha256_of(Path(resolve(LBGEN_TINY, "pipeline")) / "unet/diffusion_pytorch_model.safetensors"),
         }
-        self.adapters = {name: _adapter_hash(arm) for name, arm in arms.items()}
+        self.adapters = {name: _adapter_identity(arm) for name, arm in arms.items()}
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The cell's results; None where they are not there yet.
@@ -211,7 +212,10 @@ class Cells:
 
     def _judge(self, name: str) -> dict[str, Any]:
         """Make an arm's images and judge them as they are stored, in 8 bits."""
-        arm, sampling = self.arms[name], (self._pipe, self.settings.images_per_class, self.settings.num_inference_steps)
+        arm, sampling = (
+            self._with_adapter(self.arms[name]),
+            (self._pipe, self.settings.images_per_class, self.settings.num_inference_steps),
+        )
         pixels = (make_images(arm, *sampling) * 255).round().byte()
         _write_images(dict(zip(CLASSES, pixels, strict=True)), self.images(name))
         estimates = measure(judge_images(pixels / 255, CLASSES, **self._observers), replicates=REPLICATES)
@@ -222,6 +226,14 @@ class Cells:
         _write_images(specific, self.out / "specific" / name)
         of_names = {name: pixels[CLASSES.index(name)] for name in POLYSEMOUS} | specific
         return {"metrics": metrics, "shapes": {key: self._count_shapes(images) for key, images in of_names.items()}}
+
+    def _with_adapter(self, arm: Arm) -> Arm:
+        """The arm with the adapter of its recipe, fine-tuned if it was not yet."""
+        if arm.recipe is None:
+            return arm
+        return dataclasses.replace(
+            arm, lora=str(train_adapter(RECIPES[arm.recipe], self.out / "adapters" / arm.recipe))
+        )
 
     def _count_shapes(self, pixels: torch.Tensor) -> dict[str, int]:
         """How many of the images (n, 3, H, W) the judge takes for each shape, the commonest first."""
@@ -280,7 +292,9 @@ def _write_images(pixels: dict[str, torch.Tensor], folder: Path) -> None:
     os.replace(temporary, folder)
 
 
-def _adapter_hash(arm: Arm) -> str | None:
+def _adapter_identity(arm: Arm) -> str | None:
+    if arm.recipe is not None:
+        return f"{json.dumps(dataclasses.asdict(RECIPES[arm.recipe]), sort_keys=True)} at scale {arm.scale:g}"
     if arm.lora is None:
         return None
     path = Path(resolve(arm.lora, "lora")) / LORA_FILE

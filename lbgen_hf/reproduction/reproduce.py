@@ -20,6 +20,7 @@ def reproduce(
     *,
     num_seeds: int = 3,
     loras: Sequence[str] = (),
+    from_scratch: bool = False,
     device: str | None = None,
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda message: None,
@@ -31,6 +32,7 @@ def reproduce(
         settings: default: `Settings()`.
         num_seeds: of each backbone, at least 2.
         loras: more arms, "NAME=FOLDER".
+        from_scratch: fine-tune all adapters of `RECIPES`, instead of taking the shipped ones.
         device: as `Cells` takes it.
         progress: told how many cells of how many are done.
         say: told what is being done.
@@ -43,7 +45,7 @@ def reproduce(
     """
     check_number("num_seeds", num_seeds, at_least=2, integer=True)
     settings = settings or Settings()
-    arms = _choose_arms(settings, loras)
+    arms = _choose_arms(settings, loras, from_scratch)
     wanted = [
         cell
         for name in arms
@@ -69,8 +71,8 @@ def reproduce(
         return write_report(Results.of_cells(arms, finished), out, cells.identity, seconds)
 
 
-def _choose_arms(settings: Settings, loras: Sequence[str]) -> dict[str, Arm]:
-    arms = standard_arms(companions_of(LBGEN_TINY).loras)
+def _choose_arms(settings: Settings, loras: Sequence[str], from_scratch: bool) -> dict[str, Arm]:
+    arms = standard_arms(companions_of(LBGEN_TINY).loras, from_scratch=from_scratch)
     if settings.arms is not None:
         arms = {name: arm for name, arm in arms.items() if name in settings.arms}
     return arms | parse_loras(loras, arms)

@@ -8,16 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.measure import judge_images, measure, sample_images
 from lbgen_hf.biaslab.scenes import CLASSES, SHAPE_NAMES
+from lbgen_hf.class_names import load_class_names
 from lbgen_hf.cli import main
 from lbgen_hf.evaluation import benchmarks, biaslab
 from lbgen_hf.evaluation.benchmarks import Benchmark, parse_benchmarks
 from lbgen_hf.evaluation.observers import load_observers
+from lbgen_hf.fine_tuning.card import CONFIG_FILE
+from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
-from lbgen_hf.reproduction import cells
+from lbgen_hf.reproduction import adapters, arms, cells
+from lbgen_hf.reproduction.adapters import RECIPES, Recipe, train_adapter
 from lbgen_hf.reproduction.arms import NOISE_SEED, make_images, make_specific_images, standard_arms
+from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
 
 TINY = cells.Settings(
@@ -136,9 +143,9 @@ def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_scene_arms_have_the_bias_that_they_say() -> None:
-    arms = standard_arms(companions_of(LBGEN_TINY).loras)
+    scenes = standard_arms(companions_of(LBGEN_TINY).loras)
     # scenes need no pipeline
-    images = {name: make_images(arms[name], None, 24, 1) for name in ("real", "unbiased", "retrieval")}
+    images = {name: make_images(scenes[name], None, 24, 1) for name in ("real", "unbiased", "retrieval")}
     judge = load_observers()["judge"]
     seen = {name: measure(judge_images(x, CLASSES, judge), replicates=2) for name, x in images.items()}
     own = {name: estimates["own_background"].value for name, estimates in seen.items()}
@@ -147,6 +154,58 @@ def test_scene_arms_have_the_bias_that_they_say() -> None:
     assert own["retrieval"] == pytest.approx(0.35 + 0.65 / 9, abs=0.08)
     assert own["unbiased"] == pytest.approx(1 / 9, abs=0.06)
     assert all(estimates["class_accuracy"].value > 0.95 for estimates in seen.values())
+
+
+def test_from_scratch_fine_tunes_each_adapter_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {"max_train_steps": 1, "train_batch_size": 2, "num_inference_steps": 1, "num_gradient_steps": 1}
+    short |= {"validation_steps": 0, "keep": "last"}
+    recipes = {"lbgen": Recipe("lbGen", short), "names_4": Recipe("lbGen from 4 names", short, num_names=4)}
+    monkeypatch.setattr(adapters, "RECIPES", recipes)
+    for module in (arms, cells):
+        monkeypatch.setattr(module, "RECIPES", recipes)
+    trained: list[Path] = []
+    monkeypatch.setattr(cells, "train_adapter", lambda recipe, folder: trained.append(folder) or MODELS / "lora")
+    monkeypatch.setattr(cells.Cells, "_pretrain", lambda self, cell: {"scores": dict.fromkeys(cells.SCORES, cell.seed)})
+    monkeypatch.setattr(cells, "QUICK", dataclasses.replace(TINY, arms=("base", "lbgen", "lbgen_half", "names_4")))
+    out = tmp_path / "out"
+    assert run("--quick", "--from-scratch", "--seeds", 2, "--out", out) == 0
+    assert [folder.relative_to(out) for folder in trained] == [
+        Path("adapters/lbgen"),
+        Path("adapters/lbgen"),
+        Path("adapters/names_4"),
+    ]
+    assert "lbGen from 4 names" in (out / "REPORT.md").read_text()
+    # adapters that were fine-tuned here and shipped ones do not mix in one folder
+    capsys.readouterr()
+    assert run("--quick", "--seeds", 2, "--out", out) == 2
+    assert "another adapter" in capsys.readouterr().err
+
+
+def test_a_recipe_changes_what_it_says(tmp_path: Path) -> None:
+    short = {"max_train_steps": 1, "train_batch_size": 2, "num_inference_steps": 1, "num_gradient_steps": 1}
+    short |= {"validation_steps": 0, "keep": "last"}
+    recipe = Recipe("few names, random CLIP", short | {"quality_weight": 0.0}, num_names=4, random_clip=True)
+    folder = train_adapter(recipe, tmp_path / "adapter")
+    config = yaml.safe_load((folder / CONFIG_FILE).read_text())
+    shipped = yaml.safe_load((MODELS / "lora" / CONFIG_FILE).read_text())
+    assert config["quality_weight"] == 0.0
+    assert config["individual_weight"] == shipped["individual_weight"]
+    assert load_class_names(config["class_names"]).names == tuple(CLASSES[::4])
+    clip, shipped_clip = (ClipFeatures.from_pretrained(path) for path in (config["clip_model"], LBGEN_TINY))
+    assert clip.text_features(["star"]).shape == shipped_clip.text_features(["star"]).shape
+    assert not torch.allclose(clip.text_features(["star"]), shipped_clip.text_features(["star"]), atol=0.1)
+    written = (folder / LORA_FILE).stat().st_mtime_ns
+    assert train_adapter(recipe, folder) == folder
+    assert (folder / LORA_FILE).stat().st_mtime_ns == written
+
+
+def test_recipes_have_settings_that_a_run_accepts() -> None:
+    for recipe in RECIPES.values():
+        LbGenConfig.from_yaml(MODELS / recipe.card / CONFIG_FILE, **recipe.changes)
+    upstream = yaml.safe_load((Path(__file__).parents[2] / "training/configs/upstream.yaml").read_text())
+    assert RECIPES["upstream"].changes == upstream
 
 
 def test_prompts_of_the_class_name_are_what_the_pipeline_samples_from_it() -> None:

@@ -1,0 +1,123 @@
+"""The adapters that `--from-scratch` fine-tunes: table 4's, a sceptic's controls, fewer class names and fewer steps.
+
+Each is trained as the card of a shipped LoRA says, in float32, but for what its recipe changes.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from lbgen_hf.biaslab import MODELS
+from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.files import write_atomically
+from lbgen_hf.fine_tuning.card import CONFIG_FILE
+from lbgen_hf.fine_tuning.config import LbGenConfig
+from lbgen_hf.fine_tuning.trainer import LbGenTrainer
+from lbgen_hf.pipeline_lbgen import LORA_FILE
+
+_CLIP = MODELS / "clip"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an adapter is made.
+
+    Attributes:
+        title: in tables.
+        changes: of the card's settings, by the names of `LbGenConfig`.
+        card: the shipped LoRA whose card it starts from, a folder of the models.
+        num_names: fine-tuned on so many of the class names, spread over the list; None for all.
+        random_clip: the reward is a CLIP of random weights.
+    """
+
+    title: str
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    card: str = "lora"
+    num_names: int | None = None
+    random_clip: bool = False
+
+
+RECIPES = {
+    "lbgen": Recipe("lbGen"),
+    "context_swap": Recipe("context swap", card="lora_context_swap"),
+    # table 4
+    "no_entire": Recipe("lbGen without L_en", {"entire_weight": 0.0}),
+    "no_individual": Recipe("lbGen without L_in", {"individual_weight": 0.0}),
+    "no_quality": Recipe("lbGen without L_q", {"quality_weight": 0.0}),
+    # controls: nothing to learn from, and what the authors' published code does (training/configs/upstream.yaml)
+    "random_reward": Recipe("lbGen, CLIP of random weights", random_clip=True),
+    "upstream": Recipe(
+        "the authors' code",
+        {
+            "individual_weight": 0.0,
+            "quality_weight": 0.0,
+            "real_classes": "first",
+            "discriminator_hidden_size": 3,
+            "discriminator_activation": "leaky_relu",
+            "discriminator_warmup_epochs": 1.0,
+            "scheduler": "ddpm",
+        },
+    ),
+    "names_4": Recipe("lbGen from 4 names", num_names=4),
+    "names_8": Recipe("lbGen from 8 names", num_names=8),
+    # the dose; the step is not chosen by the rule of the others
+    "steps_30": Recipe("lbGen, 30 steps", {"max_train_steps": 30, "keep": "last"}),
+    "steps_60": Recipe("lbGen, 60 steps", {"max_train_steps": 60, "keep": "last"}),
+    "steps_120": Recipe("lbGen, 120 steps", {"max_train_steps": 120, "keep": "last"}),
+}
+
+
+def train_adapter(recipe: Recipe, folder: Path) -> Path:
+    """Fine-tune an adapter into a folder, or resume it; nothing to do where it is finished.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: as `LbGenTrainer`.
+    """
+    if (folder / LORA_FILE).is_file():
+        return folder
+    changes: dict[str, Any] = dict(recipe.changes)
+    if recipe.num_names is not None:
+        changes["class_names"] = str(_write_names(folder, recipe.num_names))
+        changes["num_validation_classes"] = recipe.num_names
+    if recipe.random_clip:
+        changes["clip_model"] = str(_write_random_clip(folder))
+    config = LbGenConfig.from_yaml(
+        MODELS / recipe.card / CONFIG_FILE,
+        output_dir=folder,
+        resume_from_checkpoint="latest",
+        checkpointing_steps=10,
+        checkpoints_total_limit=1,
+        report_to="none",
+        mixed_precision="no",  # one process has one precision, and backbones are pre-trained in it too
+        **changes,
+    )
+    return LbGenTrainer(config).train()
+
+
+def _write_names(folder: Path, number: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "class_names.txt"
+    names = [CLASSES[i * len(CLASSES) // number] for i in range(number)]
+    write_atomically(path, "".join(f"{name}\n" for name in names))
+    return path
+
+
+def _write_random_clip(folder: Path) -> Path:
+    """The shipped CLIP's architecture and tokenizer with weights as they are before any training."""
+    path = folder / "clip"
+    shutil.copytree(_CLIP, path, dirs_exist_ok=True)
+    config = json.loads((_CLIP / "open_clip_config.json").read_text(encoding="utf-8"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        clip = open_clip.CLIP(**config["model_cfg"])
+    save_file(clip.state_dict(), path / "open_clip_model.safetensors", metadata={"format": "pt"})
+    return path
