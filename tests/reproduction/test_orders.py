@@ -18,9 +18,6 @@ from lbgen_hf.reproduction.orders import (
 )
 from lbgen_hf.reproduction.report import TITLES
 
-# Arms that need an adapter of their own: the ablations of table 4.
-WITH_ADAPTER = {"no_entire", "no_individual", "no_quality", "clip_base"}
-
 
 def test_paired_difference_is_the_paired_t_test() -> None:
     left, right = [41.0, 44.5, 39.0, 47.0], [40.0, 41.0, 37.5, 41.0]
@@ -70,7 +67,7 @@ def test_without_an_error_nothing_is_decided(error: float) -> None:
 
 
 def test_expected_orders_name_metrics_and_arms_of_the_report() -> None:
-    known = {*standard_arms({"lbGen": "a", "context swap": "b"}), *WITH_ADAPTER}
+    known = {*standard_arms({"lbGen": "a", "context swap": "b"}, from_scratch=True), "clip_base"}  # by --lora
     orders = expected_orders()
     assert {order.metric for order in orders} <= set(TITLES)
     assert {arm for order in orders for arm in (order.left, order.right)} <= known
