@@ -1,5 +1,7 @@
 """The discriminator's side of context-swap alignment: what it is shown, its replay, its state, many names."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,8 +45,54 @@ def test_the_terms_and_their_weights():
     torch.testing.assert_close(terms["context"], -logits.sigmoid().log().mean())
     cosines = features @ Texts().text_features([""] * 4).T
     torch.testing.assert_close(terms["class"], F.cross_entropy(10 * cosines, class_ids))
+    other = make(saturating=True, class_scale=3.0)
+    terms, logits = other.terms(features, class_ids), other.discriminator(features, class_ids)
+    torch.testing.assert_close(terms["context"], (1 - logits.sigmoid()).log().mean())
+    torch.testing.assert_close(terms["class"], F.cross_entropy(3 * cosines, class_ids))
     assert set(make(context_weight=0.0).terms(features, class_ids)) == {"class"}
     assert set(make(class_weight=0.0).terms(features, class_ids)) == {"context"}
+
+
+def test_without_the_context_there_is_no_bank_and_no_update():
+    alignment = make(context_weight=0.0)
+    before = copy.deepcopy(alignment.discriminator.state_dict())
+    assert alignment.bank_size == 0
+    assert alignment.update(*images(), torch.Generator()) == {}
+    assert all(torch.equal(before[name], value) for name, value in alignment.discriminator.state_dict().items())
+
+
+def test_updates_by_hand():
+    """D learns real from fake, on images with twice as many replayed, by AdamW on clipped gradients, R1 at 0.1."""
+    options = {"discriminator_updates": 3, "discriminator_max_grad_norm": 0.5, "weight_decay": 0.1}
+    alignment = make(**options)
+    features, class_ids, real_ids = images()
+    texts, bank, own = Texts().text_features([""] * 4), unit(40), torch.arange(40) % 4
+    reference = copy.deepcopy(alignment.discriminator)
+    assert reference.layers[0].out_features == 128
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=2e-3, betas=(0.0, 0.99), weight_decay=0.1)
+    moments = copy.deepcopy(alignment.optimizer.state_dict()["state"])
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        rows = torch.randint(40, (16,), generator=generator)
+        fake, ids = torch.cat([features, bank[rows]]), torch.cat([class_ids, own[rows]])
+        real, probe = (
+            swap_class(bank[rows], texts, own[rows], ids, 0.6)
+            for rows in (torch.randint(40, (24,), generator=generator) for _ in range(2))
+        )
+        probe.requires_grad_()
+        slope = torch.autograd.grad(reference(probe, ids).sum(), probe, create_graph=True)[0]
+        loss = -reference(real, ids).sigmoid().log().mean() - (1 - reference(fake, ids).sigmoid()).log().mean()
+        reference.zero_grad()
+        (loss + 0.1 * slope.norm(dim=-1).square().mean()).backward()
+        norm = torch.cat([weight.grad.flatten() for weight in reference.parameters()]).norm()
+        for weight in reference.parameters():
+            weight.grad *= min(1.0, 0.5 / norm)
+        optimizer.step()
+    told = alignment.update(features, class_ids, real_ids, torch.Generator().manual_seed(5))
+    assert told["discriminator"] == pytest.approx(loss.item(), rel=1e-4)
+    for ours, theirs in zip(alignment.discriminator.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_what_is_real_is_the_bank_moved_to_the_class():
