@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.rewards.clip_features import ClipFeatures, check_clip, preprocess
+from lbgen_hf.rewards.clip_features import ClipFeatures, check_clip, is_clip, preprocess
 
 
 @pytest.fixture(scope="module")
@@ -16,18 +16,20 @@ def clip(clip_dir) -> ClipFeatures:
     return ClipFeatures.from_pretrained(f"local-dir:{clip_dir}")
 
 
-@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+# open_clip's transform to the shortest edge of a size that is no square takes PIL images alone: the next test has it.
+@pytest.mark.parametrize(("size", "resize_mode"), [(224, "shortest"), (224, "squash"), ((160, 224), "squash")])
 @pytest.mark.parametrize("shape", [(512, 512), (64, 64), (200, 333), (96, 61), (224, 224)])
-def test_preprocess_is_open_clips_transform(shape, resize_mode):
-    config = PreprocessCfg(size=224, resize_mode=resize_mode)
+def test_preprocess_is_open_clips_transform(shape, size, resize_mode):
+    config = PreprocessCfg(size=size, resize_mode=resize_mode)
     image = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = image_transform_v2(config, is_train=False)(image)
     torch.testing.assert_close(preprocess(image[None], vars(config))[0], expected, rtol=0, atol=1e-3)
 
 
-def test_preprocess_follows_the_pil_path_within_rounding():
+@pytest.mark.parametrize("size", [224, (160, 224), (224, 96)])
+def test_preprocess_follows_the_pil_path_within_rounding(size):
     """On PIL images the transform rounds to bytes after resizing: half a grey level, and no overshoot kept."""
-    config = PreprocessCfg(size=224)
+    config = PreprocessCfg(size=size)
     ramp = torch.linspace(0.2, 0.8, 512)
     pixels = (torch.stack([ramp.expand(512, -1), ramp[:, None].expand(-1, 512), ramp.outer(ramp)]) * 255).round().byte()
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
@@ -99,6 +101,11 @@ def test_weights_are_not_waited_for_where_the_hub_cannot_be_reached(unreachable,
 def test_a_clip_of_the_hub_is_looked_for_before_anything_is_loaded(unreachable):
     with pytest.raises(UserError, match="no CLIP model 'nobody/nothing'"):
         check_clip("hf-hub:nobody/nothing", None)
+
+
+def test_what_is_a_clip(tmp_path, clip_dir):
+    assert all(map(is_clip, (clip_dir, "lbgen-tiny", "ViT-L-14", "hf-hub:ada/clip", "local-dir:clip")))
+    assert not any(map(is_clip, (tmp_path, "resnet18", "ada/clip", "")))
 
 
 def test_bad_input(tmp_path, clip_dir):
