@@ -49,7 +49,7 @@ class CallRecorder(CachedUNet):
 
 
 def calls_of(preset: dict) -> Counter[tuple[int, bool]]:
-    """How often one image calls the UNet, by batch (2 is guided) and whether the deep half runs."""
+    """How often one image calls the UNet, by batch (2 is guided) and whether all layers run."""
     recorder = CallRecorder(preset.get("cache_interval", 1))
     config = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
     names = ("guidance_scale", "guidance_start", "guidance_stop")
@@ -67,7 +67,7 @@ def calls_of(preset: dict) -> Counter[tuple[int, bool]]:
 
 @torch.no_grad()
 def count_call_tflops() -> dict[tuple[int, bool], float]:
-    """TFLOPs of a call, by batch and whether the deep half runs."""
+    """TFLOPs of a call, by batch and whether all layers run."""
     tflops = {}
     with torch.device("meta"):
         unet = CachedUNet(UNet2DConditionModel(sample_size=64, cross_attention_dim=768), interval=2)

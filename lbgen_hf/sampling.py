@@ -127,15 +127,15 @@ class FusedLora:
 
 
 class CachedUNet:
-    """A UNet whose deep half runs at every `interval`-th call and lends its features in between.
+    """A UNet of which all but the last layer runs at every `interval`-th call, and lends its features in between.
 
-    As in DeepCache (arXiv 2312.00858). A shallow call runs the first down block and the last up block alone.
-    `sample_latents` resets it before each batch.
+    As in DeepCache (arXiv 2312.00858), cut at the outermost skip connection. A shallow call runs the last layer of the
+    last up block alone, between the UNet's entry and exit. `sample_latents` resets it before each batch.
 
     Args:
         unet: Stable Diffusion's.
         interval: 1 calls the UNet itself.
-        compile: with `torch.compile`: the whole UNet, or with a cache its shallow and its deep half.
+        compile: with `torch.compile`: the whole UNet, or with a cache what is cached and what is not.
     """
 
     def __init__(self, unet: UNet2DConditionModel, interval: int, compile: bool = False) -> None:
@@ -143,7 +143,7 @@ class CachedUNet:
         self.interval = interval
         wrap = torch.compile if compile else lambda function: function
         self._run_unet = wrap(unet)
-        self._run_first, self._run_deep, self._run_last = wrap(self._first), wrap(self._deep), wrap(self._last)
+        self._run_entry, self._run_deep, self._run_last = wrap(self._entry), wrap(self._deep), wrap(self._last)
         self.reset()
 
     def reset(self) -> None:
@@ -153,7 +153,7 @@ class CachedUNet:
         self._features: Tensor | None = None
 
     def is_whole(self, batch: int) -> bool:
-        """Whether the next call, of `batch` samples, runs the deep half; counts that call."""
+        """Whether the next call, of `batch` samples, runs all layers; counts that call."""
         self._calls_since_whole += 1
         whole = self._deep_batch < batch or self._calls_since_whole == self.interval
         if whole:
@@ -173,32 +173,40 @@ class CachedUNet:
         """
         if self.interval == 1:
             return self._run_unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False)
-        hidden, skips, time = self._run_first(sample, timestep, encoder_hidden_states)
+        entry, time = self._run_entry(sample, timestep)
         if self.is_whole(len(sample)) or self._features is None:
-            self._features = self._run_deep(hidden, skips, time, encoder_hidden_states)
-        return (self._run_last(self._features[-len(sample) :], skips, time, encoder_hidden_states),)
+            self._features = self._run_deep(entry, time, encoder_hidden_states)
+        return (self._run_last(self._features[-len(sample) :], entry, time, encoder_hidden_states),)
 
-    def _first(self, sample: Tensor, timestep: Tensor, embeddings: Tensor) -> tuple[Tensor, tuple, Tensor]:
+    def _entry(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         unet = self.unet
-        time = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
-        entry = unet.conv_in(sample)
-        hidden, skips = _run(unet.down_blocks[0], entry, time, embeddings)
-        return hidden, (entry, *skips), time
+        return unet.conv_in(sample), unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
 
-    def _deep(self, hidden: Tensor, skips: tuple[Tensor, ...], time: Tensor, embeddings: Tensor) -> Tensor:
-        for block in self.unet.down_blocks[1:]:
+    def _deep(self, entry: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
+        hidden, skips = entry, (entry,)
+        for block in self.unet.down_blocks:
             hidden, more = _run(block, hidden, time, embeddings)
             skips += more
         hidden = self.unet.mid_block(hidden, time, encoder_hidden_states=embeddings)
         for block in self.unet.up_blocks[:-1]:
             used, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
             hidden = _run(block, hidden, time, embeddings, used, upsample_size=skips[-1].shape[2:])
+        for layer, skip in enumerate(reversed(skips[1:])):
+            hidden = self._run_layer(layer, hidden, skip, time, embeddings)
         return hidden
 
-    def _last(self, hidden: Tensor, skips: tuple[Tensor, ...], time: Tensor, embeddings: Tensor) -> Tensor:
-        unet, block = self.unet, self.unet.up_blocks[-1]
-        hidden = _run(block, hidden, time, embeddings, skips[: len(block.resnets)])
+    def _last(self, hidden: Tensor, entry: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
+        unet = self.unet
+        hidden = self._run_layer(-1, hidden, entry, time, embeddings)
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+    def _run_layer(self, layer: int, hidden: Tensor, skip: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
+        """One layer of the last up block, as the block's own forward calls it."""
+        block = self.unet.up_blocks[-1]
+        hidden = block.resnets[layer](torch.cat([hidden, skip], dim=1), time)
+        if getattr(block, "has_cross_attention", False):
+            hidden = block.attentions[layer](hidden, encoder_hidden_states=embeddings, return_dict=False)[0]
+        return hidden
 
 
 def _run(block: Any, hidden: Tensor, time: Tensor, embeddings: Tensor, skips: tuple | None = None, **options):

@@ -59,7 +59,7 @@ def generate(
     guidance_start: Annotated[float | None, typer.Option(help="Guide from this fraction of the steps on.")] = None,
     guidance_stop: Annotated[float | None, typer.Option(help="Guide up to this fraction of the steps.")] = None,
     cache_interval: Annotated[
-        int | None, typer.Option(help="Run the UNet's deep half at every n-th step only.")
+        int | None, typer.Option(help="Run all but the UNet's last layer at every n-th step only.")
     ] = None,
     batch_size: BatchSize = 16,
     device: Device = None,

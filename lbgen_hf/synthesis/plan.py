@@ -139,7 +139,7 @@ class Settings:
         steps: sampling steps.
         guidance_scale: classifier-free guidance; none at 1 and below.
         guidance_start, guidance_stop: fractions of the sampling steps in [0, 1] between which guidance acts.
-        cache_interval: the UNet's deep half runs at every n-th step only.
+        cache_interval: all but the UNet's last layer runs at every n-th step only.
         dtype: of the weights while sampling.
         format: of the stored images: jpeg, webp or png.
         image_quality: of jpeg and webp, in 1..100.
