@@ -42,7 +42,7 @@ def deepcache_table() -> str:
         for name, way in measured["ways"].items()
     ]
     header = ["cache", "ratio of images/s (quartiles)", "counted GFLOP an image", "difference to no cache"]
-    late = f"Where guidance starts at a step that is skipped, DeepCache {measured['guided_from_step_1']}."
+    late = f"Where guidance starts at a step that is skipped, DeepCache {measured['guided_from_step_1']}"
     how = f"{measured['steps']} steps, {measured['batch']} images at a time."
     return f"{how}\n\n{markdown_table(header, rows)}\n\n{late}"
 
