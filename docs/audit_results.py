@@ -2,6 +2,7 @@
 
 python tests/benchmarks/audit.py false-alarms
 python tests/benchmarks/audit_cleanlab.py
+python tests/benchmarks/audit.py speed
 """
 
 from tables import markdown_table, read_results
@@ -34,5 +35,15 @@ def cleanlab_table() -> str:
     return f"{how}\n\n{markdown_table(['planted axis', 'tool', *auroc], rows)}"
 
 
+def speed_table() -> str:
+    """Time and memory of `lbgen audit` by the number of images."""
+    rows = []
+    for found in read_results("audit")["speed"].values():
+        minutes = (f"{found[name] / 60:.1f}" for name in ("cpu_seconds", "wall_seconds"))
+        rows.append([f"{found['images']:,}", *minutes, str(found["peak_mib"]), f"{found['load_average_before']:g}"])
+    header = ["images", "CPU minutes", "minutes on 2 cores", "peak memory (MiB)", "load of the machine before"]
+    return markdown_table(header, rows)
+
+
 def tables() -> dict[str, str]:
-    return {"false_alarms": false_alarms_table(), "cleanlab": cleanlab_table()}
+    return {"false_alarms": false_alarms_table(), "cleanlab": cleanlab_table(), "speed": speed_table()}
