@@ -18,7 +18,7 @@ def clip(clip_dir) -> ClipFeatures:
 
 # open_clip's transform to the shortest edge of a size that is no square takes PIL images alone: the next test has it.
 @pytest.mark.parametrize(("size", "resize_mode"), [(224, "shortest"), (224, "squash"), ((160, 224), "squash")])
-@pytest.mark.parametrize("shape", [(512, 512), (64, 64), (200, 333), (96, 61), (224, 224)])
+@pytest.mark.parametrize("shape", [(512, 512), (64, 64), (200, 333), (96, 61), (224, 224), (227, 224), (224, 231)])
 def test_preprocess_is_open_clips_transform(shape, size, resize_mode):
     config = PreprocessCfg(size=size, resize_mode=resize_mode)
     image = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_openai_weights_get_quick_gelu(monkeypatch):
     for weights, quick in (("openai", True), ("laion2b_s32b_b82k", False)):
         with pytest.raises(UserError, match="stop here"):
             ClipFeatures.from_pretrained("ViT-L-14", weights)
-        assert seen["force_quick_gelu"] is quick
+        assert (seen["force_quick_gelu"], seen["pretrained"]) == (quick, weights)
 
 
 @pytest.mark.parametrize(("model", "weights"), [("hf-hub:nobody/nothing", None), ("ViT-B-32", "openai")])
