@@ -1,5 +1,6 @@
 """Calls of the Python API that must be refused with a `UserError`."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,7 +170,8 @@ def _configs() -> dict[str, Call]:
 
 
 def _shown(keywords: dict) -> str:
-    return ", ".join(f"{name}={' '.join(repr(value).split())[:40]}" for name, value in keywords.items())
+    shown = {name: re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(value).split())) for name, value in keywords.items()}
+    return ", ".join(f"{name}={value[:40]}" for name, value in shown.items())
 
 
 CALLS: dict[str, Call] = {**_calls_of_the_pipeline(), **_pipelines(), **_loaders(), **_configs()}
