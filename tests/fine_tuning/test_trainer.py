@@ -284,8 +284,8 @@ def steps_done(output_dir: Path) -> int:
 @pytest.mark.parametrize(
     ("processes", "kills", "alignment"),
     [
-        (1, 3, {}),
-        (1, 3, SWAP),
+        (1, 2, {}),
+        (1, 1, SWAP),
         (2, 1, {}),
         pytest.param(1, 20, {}, marks=pytest.mark.slow),
         pytest.param(1, 20, SWAP, marks=pytest.mark.slow),
