@@ -16,6 +16,7 @@ from lbgen_hf.sampling import (
     FusedLora,
     build_scheduler,
     choose_gradient_steps,
+    decode_latents,
     sample_latents,
     training_scheduler,
 )
@@ -242,6 +243,7 @@ def test_without_guidance_the_unconditional_half_is_skipped(unet, scheduler, inp
 def test_chosen_steps_are_the_papers():
     chosen = [choose_gradient_steps(50, 5, torch.Generator().manual_seed(seed)) for seed in range(200)]
     assert {tuple(steps) for steps in chosen} == {tuple(range(start, 50, 10)) for start in range(10)}
+    assert {choose_gradient_steps(3, 1, torch.Generator().manual_seed(seed))[0] for seed in range(50)} == {0, 1, 2}
     reached = {i for seed in range(200) for i in choose_gradient_steps(20, 3, torch.Generator().manual_seed(seed))}
     assert reached == set(range(20))
 
@@ -322,6 +324,7 @@ def by_the_pipeline(pipe: LbGenPipeline, scheduler: str, **options) -> Tensor:
     [
         {},
         {"guidance_scale": 1.0},
+        {"guidance_scale": 0.5},
         {"guidance_scale": 4.0, "guidance_start": 0.3},
         {"guidance_scale": 4.0, "guidance_start": 0.2, "guidance_stop": 0.6},
     ],
@@ -339,6 +342,17 @@ def test_the_loop_is_the_pipelines_with_a_lora(pipe, adapted, fuse_lora):
     sampled = by_the_loop(adapted, "ddim", fuse_lora=fuse_lora, **options)
     torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-4)
     assert (sampled - by_the_loop(pipe, "ddim", **options)).abs().max() > 1e-2
+
+
+def test_decoded_latents_are_the_pipelines_images(pipe):
+    """Where they are in [0, 1]: the pipeline clamps, which would cut gradients."""
+    latents = noise_and_generators(2)[0] * pipe.vae.config.scaling_factor
+    with torch.no_grad():
+        decoded = decode_latents(pipe.vae, latents)
+        expected = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    expected = pipe.image_processor.postprocess(expected, output_type="pt")
+    torch.testing.assert_close(decoded.clamp(0, 1), expected)
+    assert expected.std() > 0.01
 
 
 def test_latents_that_are_not_finite_stop_the_sampling(pipe):
