@@ -408,6 +408,16 @@ def test_a_whole_call_of_the_cached_unet_is_the_unets(pipe, call):
 
 
 @torch.no_grad()
+def test_a_whole_call_is_the_unets_with_as_many_levels_as_stable_diffusion():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 8, 16, 16), norm_num_groups=4, cross_attention_dim=6, attention_head_dim=4
+    )
+    call = torch.randn(2, 4, 8, 8), torch.tensor(500), torch.randn(2, 3, 6)
+    torch.testing.assert_close(CachedUNet(unet, 2)(*call)[0], unet(*call, return_dict=False)[0])
+
+
+@torch.no_grad()
 def test_the_deep_layers_run_at_every_third_call(pipe, call):
     calls = []
     handle = pipe.unet.mid_block.register_forward_hook(lambda *_: calls.append(1))
