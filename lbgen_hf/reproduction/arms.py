@@ -146,13 +146,14 @@ def _scenes(kind: str, images_per_class: int) -> Scenes:
 
 @contextlib.contextmanager
 def _adapted(pipe: LbGenPipeline, arm: Arm) -> Iterator[None]:
-    if arm.lora is not None:
-        pipe.load_lora_weights(arm.lora)
+    if arm.lora is None:
+        yield
+        return
+    pipe.load_lora_weights(arm.lora)
     try:
         yield
     finally:
-        if arm.lora is not None:
-            pipe.unload_lora_weights()
+        pipe.unload_lora_weights()
 
 
 def _sample(arm: Arm, pipe: LbGenPipeline, label: str, prompts: list[str], num_inference_steps: int) -> Tensor:

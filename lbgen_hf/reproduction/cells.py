@@ -212,17 +212,15 @@ class Cells:
 
     def _judge(self, name: str) -> dict[str, Any]:
         """Make an arm's images and judge them as they are stored, in 8 bits."""
-        arm, sampling = (
-            self._with_adapter(self.arms[name]),
-            (self._pipe, self.settings.images_per_class, self.settings.num_inference_steps),
-        )
-        pixels = (make_images(arm, *sampling) * 255).round().byte()
+        arm = self._with_adapter(self.arms[name])
+        sampling = self._pipe, self.settings.images_per_class, self.settings.num_inference_steps
+        pixels = _in_8_bits(make_images(arm, *sampling))
         _write_images(dict(zip(CLASSES, pixels, strict=True)), self.images(name))
         estimates = measure(judge_images(pixels / 255, CLASSES, **self._observers), replicates=REPLICATES)
         metrics = {key: [e.value, *map(_rounded, e.replicates.tolist())] for key, e in estimates.items()}
         if not arm.is_plain_sampling:
             return {"metrics": metrics}
-        specific = {key: (x * 255).round().byte() for key, x in make_specific_images(arm, *sampling).items()}
+        specific = {key: _in_8_bits(images) for key, images in make_specific_images(arm, *sampling).items()}
         _write_images(specific, self.out / "specific" / name)
         of_names = {name: pixels[CLASSES.index(name)] for name in POLYSEMOUS} | specific
         return {"metrics": metrics, "shapes": {key: self._count_shapes(images) for key, images in of_names.items()}}
@@ -231,9 +229,8 @@ class Cells:
         """The arm with the adapter of its recipe, fine-tuned if it was not yet."""
         if arm.recipe is None:
             return arm
-        return dataclasses.replace(
-            arm, lora=str(train_adapter(RECIPES[arm.recipe], self.out / "adapters" / arm.recipe))
-        )
+        folder = train_adapter(RECIPES[arm.recipe], self.out / "adapters" / arm.recipe)
+        return dataclasses.replace(arm, lora=str(folder))
 
     def _count_shapes(self, pixels: torch.Tensor) -> dict[str, int]:
         """How many of the images (n, 3, H, W) the judge takes for each shape, the commonest first."""
@@ -274,6 +271,10 @@ def _scores_of(benchmark: Benchmark, backbone: Backbone, images: Any, run: Run) 
         }
     except UserError:
         return {}
+
+
+def _in_8_bits(images: torch.Tensor) -> torch.Tensor:
+    return (images * 255).round().byte()
 
 
 def _rounded(value: float) -> float:
