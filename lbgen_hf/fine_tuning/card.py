@@ -11,12 +11,12 @@ from lbgen_hf import pipeline_lbgen
 from lbgen_hf.errors import UserError
 from lbgen_hf.files import write_atomically
 from lbgen_hf.fine_tuning.config import LbGenConfig
-from lbgen_hf.hub import HUB_ERRORS, create_model_repo, upload_model
+from lbgen_hf.hub import HUB_ERRORS, create_model_repo
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 from lbgen_hf.shipped import companions_of
 
 CONFIG_FILE = "lbgen_config.yaml"
-_PUBLISHED = [LORA_FILE, CONFIG_FILE, "README.md", "pipeline.py"]
+PUBLISHED = (LORA_FILE, CONFIG_FILE, "README.md", "pipeline.py")
 
 _TEMPLATE = Path(__file__).with_name("lora_card.md")
 
@@ -111,12 +111,3 @@ def create_repo(config: LbGenConfig) -> str:
     if Path(base).is_dir():
         raise UserError(f"push_to_hub needs a base model with a Hub id, which the card names; {base} is a folder")
     return create_model_repo(config.hub_model_id or config.output_dir.resolve().name, config.hub_private)
-
-
-def push(folder: Path, repo_id: str) -> str:
-    """Upload the LoRA, its card, its config and pipeline.py, and nothing else. Returns the commit's address.
-
-    Raises:
-        UserError: the Hub refuses or cannot be reached; the files stay in `folder`.
-    """
-    return upload_model(folder, repo_id, _PUBLISHED)

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid, save_image
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import locked, require_creatable
-from lbgen_hf.fine_tuning.card import create_repo, push, write_card
+from lbgen_hf.fine_tuning.card import PUBLISHED, create_repo, write_card
 from lbgen_hf.fine_tuning.checkpoints import (
     Journal,
     find_checkpoint,
@@ -28,7 +28,7 @@ from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.lora import averaged, save_lora
 from lbgen_hf.fine_tuning.step import DTYPES, TrainingStep
 from lbgen_hf.fine_tuning.validation import Validation, choose_step
-from lbgen_hf.hub import loading
+from lbgen_hf.hub import loading, upload_model
 from lbgen_hf.pipeline_lbgen import LORA_FILE, is_lora
 from lbgen_hf.progress import progress
 from lbgen_hf.rewards.clip_features import check_clip
@@ -205,7 +205,7 @@ class LbGenTrainer:
         write_card(config.output_dir, config, step.class_names, **options)
         logger.info(f"The LoRA of step {kept} is {config.output_dir / LORA_FILE}")
         if repo_id:
-            logger.info(f"Uploaded to {push(config.output_dir, repo_id)}")
+            logger.info(f"Uploaded to {upload_model(config.output_dir, repo_id, PUBLISHED)}")
 
 
 def _check_sources(config: LbGenConfig) -> None:

@@ -13,10 +13,11 @@ from huggingface_hub import ModelCard
 from loopback import Hub, Repo
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.fine_tuning.card import create_repo, push, write_card
+from lbgen_hf.fine_tuning.card import PUBLISHED, create_repo, write_card
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.lora import add_lora, save_lora
 from lbgen_hf.fine_tuning.trainer import LbGenTrainer
+from lbgen_hf.hub import upload_model
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
 BASE, LORA = "ada/base", "ada/lora"
@@ -46,7 +47,7 @@ def published(base_on_hub: None, sd_folder: Path, tmp_path: Path) -> np.ndarray:
     write_card(folder, config, pipe.class_labels, rows=[], step=1, repo_id=LORA)
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "state.pt").write_bytes(b"optimizer")
-    push(folder, LORA)
+    upload_model(folder, LORA, PUBLISHED)
     return sample(pipe)
 
 
