@@ -142,7 +142,7 @@ def _transfer(backbone: Backbone, dataset: TransferDataset, run: Run) -> dict:
     train, val, test = ((run.features(backbone, split), _labels(split)) for split in _splits(dataset))
     selection = select_c(train, val, dataset.num_classes)
     both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
-    probe = fit_linear(*both, dataset.num_classes, selection.c)
+    probe = fit_linear(*both, dataset.num_classes, selection.c, start=selection.probe)
     neighbours = nearest_neighbours(both, test[0], dataset.num_classes)
     return {
         "data": {
@@ -164,8 +164,7 @@ def _few_shot(backbone: Backbone, dataset: TransferDataset, run: Run, fraction: 
         subset = torch.from_numpy(few_shot_subset(dataset.train.labels, fraction, seed))
         few = train[0][subset], train[1][subset]
         selection = select_c(few, val, dataset.num_classes)
-        probe = fit_linear(*few, dataset.num_classes, selection.c)
-        correct.append((probe.predict(test[0]) == test[1]).int().tolist())
+        correct.append((selection.probe.predict(test[0]) == test[1]).int().tolist())
         chosen.append(selection)
         if fraction == 1:
             break  # every subset is the whole

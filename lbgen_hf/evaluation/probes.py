@@ -13,6 +13,7 @@ round. Along the grid each fit starts from the two before it, extrapolated in lo
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -26,7 +27,8 @@ from lbgen_hf.errors import UserError
 C_GRID = tuple(float(c) for c in 10 ** np.arange(-2, 5.01, 0.5))
 MAX_ITERATIONS = 1000
 NUM_NEIGHBOURS = 20
-_TOLERANCE = 1e-6  # of the loss: about what a Newton step would still gain, where a fit stops
+# A fit stops where a Newton step would gain about this share of the loss, and of what was gained over no features.
+_TOLERANCE = 1e-5
 _LEAST_CURVATURE = 1e-7
 _TEMPERATURE = 0.07  # of the neighbours' votes
 
@@ -49,21 +51,31 @@ class Selection:
 
     Attributes:
         c: the C with the best validation accuracy, the smallest of equals.
+        probe: the regression of this C, on the training images.
         at_edge: it is the first or the last of the grid, so that a better one may lie beyond.
         curve: (C, validation accuracy in %) of the grid.
     """
 
     c: float
+    probe: LinearProbe
     at_edge: bool
     curve: tuple[tuple[float, float], ...]
 
 
 def fit_linear(
-    features: Tensor, labels: Tensor, num_classes: int, c: float, *, max_iterations: int = MAX_ITERATIONS
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    c: float,
+    *,
+    start: LinearProbe | None = None,
+    max_iterations: int = MAX_ITERATIONS,
 ) -> LinearProbe:
-    """Fit one regression, as `fit_grid`."""
-    (probe,) = fit_grid(features, labels, num_classes, (c,), max_iterations=max_iterations)
-    return probe
+    """Fit one regression, as `fit_grid`; from `start`, such as one of fewer images, it takes a few iterations."""
+    check_finite("the features", features)
+    regression = _Regression(features, labels, num_classes)
+    parameters = regression.zeros() if start is None else regression.parameters(start)
+    return regression.probe(regression.fit(c, parameters, max_iterations))
 
 
 def fit_grid(
@@ -109,17 +121,16 @@ class _Regression:
         self.mean = features.mean(0)
         self.axes, self.variances = _principal_axes(features - self.mean)
         self.points = (features - self.mean) @ self.axes
-        self.labels = labels
-        self.num_classes = num_classes
+        self.one_hot = F.one_hot(labels, num_classes).T.to(self.points, memory_format=torch.contiguous_format)
 
     def zeros(self) -> Tensor:
         """Parameters that know nothing."""
-        return self.points.new_zeros(self.num_classes, self.points.shape[1] + 1)
+        return self.points.new_zeros(len(self.one_hot), self.points.shape[1] + 1)
 
     def fit(self, c: float, start: Tensor, max_iterations: int) -> Tensor:
         """Minimise the loss."""
         decay = 1 / (c * len(self.points))
-        units = self._curvatures(F.softmax(self._logits(start), 1), decay).rsqrt()
+        units = self._curvatures(F.softmax(self._logits(start), 0), decay).rsqrt()
         scaled = (start / units).requires_grad_()
         optimizer = torch.optim.LBFGS(
             [scaled],
@@ -130,10 +141,13 @@ class _Regression:
             line_search_fn="strong_wolfe",
         )
 
+        of_nothing = math.log(len(self.one_hot))
+
         def loss() -> Tensor:
             value, gradient, curvatures = self._loss(scaled.detach() * units, decay)
             scaled.grad = gradient * units
-            if (gradient.square() / curvatures).sum() / 2 <= _TOLERANCE * value:
+            gain = (gradient.square() / curvatures).sum() / 2
+            if gain <= _TOLERANCE * min(value, of_nothing - value):
                 raise _ConvergedError
             return value
 
@@ -142,28 +156,38 @@ class _Regression:
         return scaled.detach() * units
 
     def _logits(self, parameters: Tensor) -> Tensor:
-        return torch.addmm(parameters[:, -1], self.points, parameters[:, :-1].T)
+        """(K, n): this way round the products with the points are the fastest."""
+        return torch.addmm(parameters[:, -1:], parameters[:, :-1], self.points.T)
 
     def _curvatures(self, p: Tensor, decay: float) -> Tensor:
-        """About the loss's second derivatives (R + 1,), from the probabilities (n, K)."""
+        """About the loss's second derivatives (R + 1,), from the probabilities (K, n)."""
         of_logits = (p - p.square()).mean().clamp_min(_LEAST_CURVATURE)
         return torch.cat([self.variances * of_logits + decay, of_logits[None]])
 
     def _loss(self, parameters: Tensor, decay: float) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss, its gradient in closed form (no graph of the logits is kept), and its curvatures."""
         n, weight = len(self.points), parameters[:, :-1]
-        log_p = F.log_softmax(self._logits(parameters), 1)
-        value = F.nll_loss(log_p, self.labels) + decay / 2 * weight.square().sum()
+        log_p = F.log_softmax(self._logits(parameters), 0)
+        value = decay / 2 * _dot(weight, weight) - _dot(log_p, self.one_hot) / n
         residual = log_p.exp_()
         curvatures = self._curvatures(residual, decay)
-        residual[torch.arange(n, device=residual.device), self.labels] -= 1
-        gradient = torch.cat([residual.T @ self.points / n + decay * weight, residual.mean(0)[:, None]], 1)
+        residual -= self.one_hot
+        gradient = torch.cat([residual @ self.points / n + decay * weight, residual.mean(1, keepdim=True)], 1)
         return value, gradient, curvatures
+
+    def parameters(self, probe: LinearProbe) -> Tensor:
+        """The regression along the axes: the inverse of `probe`, where they span its weights."""
+        bias = probe.bias + probe.weight @ self.mean
+        return torch.cat([probe.weight @ self.axes, bias[:, None]], 1)
 
     def probe(self, parameters: Tensor) -> LinearProbe:
         """The regression on features."""
         weight = parameters[:, :-1] @ self.axes.T
         return LinearProbe(weight, parameters[:, -1] - weight @ self.mean)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return a.flatten().dot(b.flatten())
 
 
 def _principal_axes(centred: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,12 +209,17 @@ def select_c(
     max_iterations: int = MAX_ITERATIONS,
 ) -> Selection:
     """Choose C by the accuracy on validation images (features, labels)."""
-    curve = []
+    curve: list[tuple[float, float]] = []
+    best: tuple[float, float, LinearProbe] | None = None  # accuracy, C, regression
     for c, probe in zip(grid, fit_grid(*train, num_classes, grid, max_iterations=max_iterations), strict=True):
-        curve.append((c, 100 * (probe.predict(val[0]) == val[1]).double().mean().item()))
-    best = max(accuracy for _, accuracy in curve)
-    c = next(c for c, accuracy in curve if accuracy == best)
-    return Selection(c, c in (grid[0], grid[-1]), tuple(curve))
+        accuracy = 100 * (probe.predict(val[0]) == val[1]).double().mean().item()
+        curve.append((c, accuracy))
+        if best is None or accuracy > best[0]:
+            best = accuracy, c, probe
+    if best is None:
+        raise ValueError("the grid is empty")
+    _, c, probe = best
+    return Selection(c, probe, c in (grid[0], grid[-1]), tuple(curve))
 
 
 def nearest_neighbours(
