@@ -7,6 +7,8 @@ python tests/benchmarks/audit.py speed
 
 from tables import markdown_table, read_results
 
+COMPARED = ("audit", "cleanlab", "difference")
+
 
 def false_alarms_table() -> str:
     """How often shuffled labels raise an alarm."""
@@ -20,19 +22,19 @@ def false_alarms_table() -> str:
 
 
 def cleanlab_table() -> str:
-    """How well each tool tells datasets with a planted bias from those without, two rows an axis."""
+    """How well each tool tells datasets with a planted bias from those without, by axis."""
     found = read_results("audit_cleanlab")
-    settings, auroc = found["settings"], found["auroc"]
-    rows = []
-    for axis in next(iter(auroc.values())):
-        for tool in ("audit", "cleanlab"):
-            cells = [auroc[setting][axis][tool]["one"] for setting in auroc]
-            rows.append([axis.replace("_", " "), tool, *(f"{x:.2f} [{low:.2f}, {high:.2f}]" for x, low, high in cells)])
+    settings = found["settings"]
+    rows = [
+        [axis.replace("_", " "), *("{:.2f} [{:.2f}, {:.2f}]".format(*tools[name]) for name in COMPARED)]
+        for axis, tools in found["by_axis"].items()
+    ]
     how = (
-        f"AUROC; {settings['datasets']} datasets of {settings['images']} images with a bias of {settings['bias']} and"
-        f" {settings['datasets']} without in each cell; cleanlab {settings['cleanlab']}."
+        f"AUROC, averaged over {', '.join(found['auroc'])}; in each {settings['datasets']} datasets of"
+        f" {settings['images']} images with a bias of {' or '.join(map(str, settings['biases']))} and as many without;"
+        f" cleanlab {settings['cleanlab']}."
     )
-    return f"{how}\n\n{markdown_table(['planted axis', 'tool', *auroc], rows)}"
+    return f"{how}\n\n{markdown_table(['planted axis', *COMPARED], rows)}"
 
 
 def speed_table() -> str:

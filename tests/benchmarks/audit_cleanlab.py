@@ -3,14 +3,15 @@
     pip install cleanlab cleanvision      # in an environment of its own
     python tests/benchmarks/audit_cleanlab.py
 
-Both measure the same pool of images once. A dataset is a choice of images for given labels: with the probability `BIAS`
+Both measure the same pool of images once. A dataset is a choice of images for given labels: with the probability `bias`
 an image is one of those whose factor on the planted axis belongs to its class, else any. Every other factor is
 independent of the labels. What both read of an object's class is the same in all datasets: nothing.
 
 Results go to tests/benchmarks/results/audit_cleanlab.json: for every axis and setting (number of classes and balance)
 the AUROC of datasets with the bias against datasets without, with bootstrap intervals over datasets: for the largest of
 each tool's scores (the audit's over the deviation of its null); for the audit's attribute of that axis, named here
-beforehand, and the one of cleanlab's properties that turns out best.
+beforehand, and the one of cleanlab's properties that turns out best. `by_axis` is the mean of the latter over the
+settings, and the difference of the tools on the same datasets.
 """
 
 import json
@@ -26,7 +27,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "audit_cleanlab.json"
 sys.path.insert(0, str(HERE.parent / "evaluation" / "audit"))
 
-POOL, IMAGES, REPEATS, BIAS = 1200, 240, 16, 0.25
+POOL, IMAGES, REPEATS = 1200, 240, 48
+BIASES = (0.25, 0.5)  # each of half the datasets
 SETTINGS = {"2 classes": [0.5, 0.5], "2 classes, 90:10": [0.9, 0.1], "12 classes": [1 / 12] * 12}
 LEVELS = {
     "brightness": (0.7, 0.85, 1.0, 1.15),
@@ -73,7 +75,9 @@ def make_pool() -> tuple[datasets.Dataset, dict[str, np.ndarray]]:
     return as_dataset(contents, [i % 2 for i in range(POOL)], ["a", "b"]), factors | levels
 
 
-def choose(shares: list[float], factor: np.ndarray | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def choose(
+    shares: list[float], factor: np.ndarray | None, bias: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) of the given shares, and images of the pool (n,) for them, none twice."""
     counts = np.round(np.array(shares) * IMAGES).astype(int)
     labels = rng.permutation(np.repeat(np.arange(len(shares)), counts))
@@ -81,7 +85,7 @@ def choose(shares: list[float], factor: np.ndarray | None, rng: np.random.Genera
     chosen = []
     for label in labels:
         place = 0
-        if factor is not None and rng.random() < BIAS:
+        if factor is not None and rng.random() < bias:
             width = min(len(shares), int(factor.max()) + 1)
             place = int((factor[free] % width == label % width).argmax())
         chosen.append(free[place])
@@ -96,12 +100,16 @@ def auroc(biased: np.ndarray, unbiased: np.ndarray) -> np.ndarray:
     return (ranks[..., :count].sum(-1) - count * (count + 1) / 2) / (count * unbiased.shape[-1])
 
 
-def with_interval(biased: np.ndarray, unbiased: np.ndarray) -> list[float]:
-    """The AUROC of scores (R,), and its 95 % interval from a bootstrap over datasets."""
-    rng = np.random.default_rng(0)
-    rows = rng.integers(0, REPEATS, (2, 1000, REPEATS))
-    low, high = np.quantile(auroc(biased[rows[0]], unbiased[rows[1]]), [0.025, 0.975])
-    return [round(float(x), 4) for x in (auroc(biased, unbiased), low, high)]
+def resampled(biased: np.ndarray, unbiased: np.ndarray, seed: int) -> np.ndarray:
+    """AUROC (1001,) of scores (R,): as observed, then of bootstrap samples of datasets, the same for every tool."""
+    rows = np.random.default_rng(seed).integers(0, REPEATS, (2, 1000, REPEATS))
+    return np.append(auroc(biased, unbiased), auroc(biased[rows[0]], unbiased[rows[1]]))
+
+
+def with_interval(values: np.ndarray) -> list[float]:
+    """What was observed, and its 95 % interval: values (1001,)."""
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return [round(float(x), 4) for x in (values[0], low, high)]
 
 
 def main() -> None:
@@ -134,33 +142,43 @@ def main() -> None:
         return {row.property: 1 - row.score for row in correlations.itertuples()}
 
     axes: list[str | None] = [None, *factors]
-    results = {}
-    for setting, shares in SETTINGS.items():
+    by_setting: dict[str, dict] = {}
+    of_one: dict[str, dict[str, list[np.ndarray]]] = {axis: {"audit": [], "cleanlab": []} for axis in factors}
+    for number, (setting, shares) in enumerate(SETTINGS.items()):
         scores: dict[str, dict[str | None, np.ndarray]] = {"audit": {}, "cleanlab": {}}
         names: dict[str, list[str]] = {}
         for axis in axes:
             rng = np.random.default_rng(axes.index(axis))
             rows: dict[str, list[dict[str, float]]] = {"audit": [], "cleanlab": []}
             for seed in range(REPEATS):
-                labels, chosen = choose(shares, None if axis is None else factors[axis], rng)
+                factor = None if axis is None else factors[axis]
+                labels, chosen = choose(shares, factor, BIASES[seed % len(BIASES)], rng)
                 rows["audit"].append(audited(labels, chosen, seed))
                 rows["cleanlab"].append(cleanlabs(labels, chosen))
             for tool, found in rows.items():
                 names[tool] = list(found[0])
                 scores[tool][axis] = np.array([list(row.values()) for row in found]).T
-        results[setting] = {axis: {} for axis in factors}
+        by_setting[setting] = {axis: {} for axis in factors}
         for axis in factors:
             for tool, of_axis in scores.items():
-                of_one = auroc(of_axis[axis], of_axis[None])
-                one = names[tool].index(ATTRIBUTE_OF[axis]) if tool == "audit" else int(of_one.argmax())
-                results[setting][axis][tool] = {
-                    "largest": with_interval(of_axis[axis].max(0), of_axis[None].max(0)),
-                    "one": with_interval(of_axis[axis][one], of_axis[None][one]),
+                biased, unbiased = of_axis[axis], of_axis[None]
+                best = int(auroc(biased, unbiased).argmax())
+                one = names[tool].index(ATTRIBUTE_OF[axis]) if tool == "audit" else best
+                of_one[axis][tool].append(resampled(biased[one], unbiased[one], number))
+                by_setting[setting][axis][tool] = {
+                    "largest": with_interval(resampled(biased.max(0), unbiased.max(0), number)),
+                    "one": with_interval(of_one[axis][tool][-1]),
                     "one_name": names[tool][one],
                 }
-            print(setting, axis, results[setting][axis], flush=True)
-    settings = {"images": IMAGES, "datasets": REPEATS, "bias": BIAS, "cleanlab": cleanlab.__version__}
-    RESULTS.write_text(json.dumps({"settings": settings, "auroc": results}, indent=1) + "\n", encoding="utf-8")
+            print(setting, axis, by_setting[setting][axis], flush=True)
+    by_axis = {}
+    for axis, tools in of_one.items():
+        means = {tool: np.mean(values, 0) for tool, values in tools.items()}
+        means["difference"] = means["audit"] - means["cleanlab"]
+        by_axis[axis] = {name: with_interval(values) for name, values in means.items()}
+    settings = {"images": IMAGES, "datasets": REPEATS, "biases": BIASES, "cleanlab": cleanlab.__version__}
+    results = {"settings": settings, "by_axis": by_axis, "auroc": by_setting}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
