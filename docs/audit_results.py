@@ -7,6 +7,8 @@ python tests/benchmarks/audit.py speed
 
 from tables import markdown_table, read_results
 
+from lbgen_hf.biaslab.measure import format_interval
+
 COMPARED = ("audit", "cleanlab", "difference")
 
 
@@ -26,11 +28,11 @@ def cleanlab_table() -> str:
     found = read_results("audit_cleanlab")
     settings = found["settings"]
     rows = [
-        [axis.replace("_", " "), *("{:.2f} [{:.2f}, {:.2f}]".format(*tools[name]) for name in COMPARED)]
+        [axis.replace("_", " "), *(format_interval(tools[name]) for name in COMPARED)]
         for axis, tools in found["by_axis"].items()
     ]
     how = (
-        f"AUROC, averaged over {', '.join(found['auroc'])}; in each {settings['datasets']} datasets of"
+        f"AUROC, averaged over {'; '.join(found['auroc'])}; in each {settings['datasets']} datasets of"
         f" {settings['images']} images with a bias of {' or '.join(map(str, settings['biases']))} and as many without;"
         f" cleanlab {settings['cleanlab']}."
     )

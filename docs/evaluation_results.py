@@ -9,7 +9,9 @@ python tests/benchmarks/perception.py backbone work --fractions 1
 `scenes` are 6,400 rendered scenes without bias, in class folders.
 """
 
-from tables import markdown_table, read_results
+from tables import format_ratio, markdown_table, read_results
+
+from lbgen_hf.biaslab.measure import format_interval
 
 
 def perception_table() -> str:
@@ -19,8 +21,7 @@ def perception_table() -> str:
     for task, metrics in {"detection": ("ap", "ap50"), "segmentation": ("miou",)}.items():
         for run in measured[task]:
             for metric in metrics:
-                low, high = run[f"{metric}_interval"]
-                score = f"{run[metric]:.3f} [{low:.3f}, {high:.3f}]"
+                score = format_interval((run[metric], *run[f"{metric}_interval"]))
                 rows.append([task, f"{run['fraction']:g}", metric, score, f"{run['seconds'] / 60:.1f}"])
     world, images = measured["world"], measured["num_images"]
     how = (
@@ -40,10 +41,7 @@ def speed_table() -> str:
         "the probe: the choice of C and the final fit": probe["default tolerance"],
         "the probe": probe["tolerance 1e-7"],
     }
-    rows = []
-    for part, times in compared.items():
-        low, high = times["ours"]["ratio_spread"]
-        rows.append([part, next(iter(times)), f"{times['ours']['ratio']:.2f} ({low:.2f} to {high:.2f})"])
+    rows = [[part, next(iter(times)), format_ratio(times["ours"])] for part, times in compared.items()]
     excess = ", ".join(f"{value:.1g} ({name})" for name, value in probe["largest_loss_excess"].items())
     how = (
         f"One thread of an {measured['machine']['cpu']}; medians of interleaved repeats, and quartiles. At the worst C"

@@ -71,11 +71,9 @@ def fit_linear(
     start: LinearProbe | None = None,
     max_iterations: int = MAX_ITERATIONS,
 ) -> LinearProbe:
-    """Fit one regression, as `fit_grid`; from `start`, such as one of fewer images, it takes a few iterations."""
-    check_finite("the features", features)
-    regression = _Regression(features, labels, num_classes)
-    parameters = regression.zeros() if start is None else regression.parameters(start)
-    return regression.probe(regression.fit(c, parameters, max_iterations))
+    """Fit one regression, as `fit_grid`."""
+    (probe,) = fit_grid(features, labels, num_classes, (c,), start=start, max_iterations=max_iterations)
+    return probe
 
 
 def fit_grid(
@@ -84,6 +82,7 @@ def fit_grid(
     num_classes: int,
     grid: Sequence[float],
     *,
+    start: LinearProbe | None = None,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Iterator[LinearProbe]:
     """Fit one regression for each C.
@@ -93,6 +92,7 @@ def fit_grid(
         labels: (n,) class ids.
         num_classes: K.
         grid: of C, rising; the fits are fastest where the steps are equal in log C.
+        start: where the first fit starts, such as a regression of fewer images; default: one that knows nothing.
         max_iterations: of each fit; each is about one pass over the images, an epoch, whatever their number.
 
     Raises:
@@ -100,7 +100,7 @@ def fit_grid(
     """
     check_finite("the features", features)
     regression = _Regression(features, labels, num_classes)
-    before = last = regression.zeros()
+    before = last = regression.zeros() if start is None else regression.parameters(start)
     for c in grid:
         before, last = last, regression.fit(c, 2 * last - before, max_iterations)
         yield regression.probe(last)

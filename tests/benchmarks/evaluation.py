@@ -117,9 +117,11 @@ def measure_probe() -> dict:
     num_classes = 20
     trials = 10 ** np.random.default_rng(0).uniform(-5, 6, 30)
 
-    def scikit_learn(c: float, features: torch.Tensor, labels: torch.Tensor, **options) -> LinearProbe:
+    def scikit_learn(
+        c: float, features: torch.Tensor, labels: torch.Tensor, max_iter: int = 5000, **options
+    ) -> LinearProbe:
         unit = F.normalize(features, dim=1).numpy()
-        fitted = LogisticRegression(C=c, **({"max_iter": 5000} | options)).fit(unit, labels.numpy())
+        fitted = LogisticRegression(C=c, max_iter=max_iter, **options).fit(unit, labels.numpy())
         return LinearProbe(torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float())
 
     def ours() -> None:
