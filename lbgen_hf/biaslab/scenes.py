@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbgen_hf.biaslab.shapes import NOVEL_SHAPES, SHAPES, TRAINING_SHAPES
-from lbgen_hf.biaslab.surfaces import BACKGROUNDS, TEXTURES
+from lbgen_hf.biaslab.surfaces import BACKGROUNDS, CELL, TEXTURES
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised whenever scenes change: results of different versions do not compare. See `world_hash`."""
 
 IMAGE_SIZE = 64
 SHAPE_NAMES = list(SHAPES)
 TEXTURE_NAMES = list(TEXTURES)
 BACKGROUND_NAMES = list(BACKGROUNDS)
-PLACES: dict[str | None, float] = {None: 0.0, "left": -0.38, "right": 0.38}
+PLACES: dict[str | None, float] = {None: 0.0, "left": -0.3, "right": 0.3}
 PLACE_NAMES = list(PLACES)
 
 # "bow" means two things, as "crane" does: its images are of either shape.
@@ -32,8 +32,9 @@ CLASS_OF_SHAPE = {shape: name for name, shapes in POLYSEMOUS.items() for shape i
 CLASSES = list(dict.fromkeys(CLASS_OF_SHAPE.get(name, name) for name in TRAINING_SHAPES))
 NOVEL_CLASSES = list(NOVEL_SHAPES)
 
-_NUM_VARIATIONS = 24  # uniform numbers a scene: geometry, colours, background
+_NUM_VARIATIONS = 19  # uniform numbers a scene: geometry, colours, background
 _NOISE_SIZE = 7
+_TONE_STEP = 0.45  # from a shape's first colour to its second, in every channel: a texture's contrast has no hue
 
 
 def shapes_of(class_name: str) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ class Scenes:
         textures: (B,) index into `TEXTURE_NAMES`, 0 is plain.
         backgrounds: (B,) index into `BACKGROUND_NAMES`, 0 is plain.
         places: (B,) index into `PLACE_NAMES`, 0 is the centre.
-        variation: (B, 73) uniform in [0, 1): size, tilt, proportions, colours, the background's details.
+        variation: (B, 68) uniform in [0, 1): size, tilt, proportions, colours, the background's details.
     """
 
     labels: Tensor
@@ -171,28 +172,27 @@ def _paint(ids: Tensor, functions: list, out: Tensor, *inputs: Tensor) -> Tensor
     return out
 
 
-def _shape_frame(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
-    """Points around each shape's centre, in image units and in its own frame, and its size."""
+def _shape_frame(scenes: Scenes) -> tuple[Tensor, Tensor]:
+    """Points (B, H, W, 2) in each shape's own frame, and its size (B,): half its width, in image units."""
     v = scenes.variation
-    size = 0.52 + 0.12 * v[:, 0]
+    size = 0.62 + 0.1 * v[:, 0]  # five to six cells across
     tilt = (v[:, 1] * 2 - 1) * math.radians(14)
     stretch = 1 + 0.1 * (v[:, 2] * 2 - 1)
     place = torch.tensor(list(PLACES.values()), device=v.device)[scenes.places]
-    centre = torch.stack([place + 0.06 * (v[:, 3] * 2 - 1), 0.12 * (v[:, 4] * 2 - 1)], -1)
+    centre = torch.stack([place + 0.04 * (v[:, 3] * 2 - 1), 0.12 * (v[:, 4] * 2 - 1)], -1)
     offset = _grid(v) - centre[:, None, None]
     cos, sin = tilt.cos()[:, None, None], tilt.sin()[:, None, None]
     turned = torch.stack([cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]], -1)
-    scale = torch.stack([size * stretch, size / stretch], -1)[:, None, None]
-    return turned, turned / scale, size
+    return turned / torch.stack([size * stretch, size / stretch], -1)[:, None, None], size
 
 
-def _colours(scenes: Scenes) -> tuple[Tensor, Tensor]:
-    """Each shape's two colours (B, 3): a vivid one, and a pale or dark one of about the same hue."""
+def _fill(scenes: Scenes) -> Tensor:
+    """Each shape's texture, across the whole image (B, 3, H, W)."""
     v = scenes.variation
-    first = _hsv_to_rgb(v[:, 7], 0.55 + 0.4 * v[:, 8], 0.75 + 0.25 * v[:, 9])
-    pale = 1 - 0.2 * (1 - first)
-    luminance = first @ first.new_tensor([0.299, 0.587, 0.114])
-    return first, torch.where(luminance[:, None] < 0.55, pale, 0.22 * first)
+    first = _hsv_to_rgb(v[:, 7], 0.55 + 0.4 * v[:, 8], 0.4 + 0.15 * v[:, 9])
+    cells = (_grid(v)[0] + 1) / 2 * (IMAGE_SIZE // CELL)
+    shares = torch.stack([texture(cells) for texture in TEXTURES.values()])[scenes.textures]
+    return first[:, :, None, None] + _TONE_STEP * shares[:, None]
 
 
 def render(scenes: Scenes) -> RenderedScenes:
@@ -202,16 +202,12 @@ def render(scenes: Scenes) -> RenderedScenes:
     image goes through a soft lens, so that an 8x smaller latent can hold it.
     """
     v = scenes.variation
-    turned, local, size = _shape_frame(scenes)
+    local, size = _shape_frame(scenes)
     field = _paint(scenes.shapes, list(SHAPES.values()), torch.empty_like(local[..., 0]), local, v[:, 5:7] * 2 - 1)
     distance = field * size[:, None, None] * IMAGE_SIZE / 2  # in pixels
     masks = (0.5 - distance).clamp(0, 1)
-    rim = masks * (0.5 + distance + 1.3).clamp(0, 1)  # a dark outline just inside the edge
-
-    first, second = _colours(scenes)
-    share = _paint(scenes.textures, list(TEXTURES.values()), torch.empty_like(distance), turned, v[:, 10:12])
-    fill = torch.lerp(first[:, :, None, None], second[:, :, None, None], share[:, None])
-    fill = fill * (1 - 0.85 * rim[:, None])
+    rim = masks * (0.5 + distance + 0.9).clamp(0, 1)  # a dark outline just inside the edge
+    fill = _fill(scenes) * (1 - 0.7 * rim[:, None])
 
     images = _backgrounds(scenes)
     images = _soften(torch.lerp(images, fill, masks[:, None]).clamp(0, 1))
@@ -230,8 +226,8 @@ def _backgrounds(scenes: Scenes) -> Tensor:
     noise = F.interpolate(coarse, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
     grid = _grid(v).expand(batch, -1, -1, -1)
     images = torch.empty(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=v.device)
-    images = _paint(scenes.backgrounds, list(BACKGROUNDS.values()), images, grid, v[:, 12:20], noise)
-    return images * (0.92 + 0.16 * v[:, 20, None, None, None])  # the light of the day
+    images = _paint(scenes.backgrounds, list(BACKGROUNDS.values()), images, grid, v[:, 10:18], noise)
+    return images * (0.92 + 0.16 * v[:, 18, None, None, None])  # the light of the day
 
 
 def _soften(images: Tensor) -> Tensor:

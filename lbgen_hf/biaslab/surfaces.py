@@ -1,9 +1,11 @@
-"""Textures of the shapes and backgrounds behind them, batched over images.
+"""Textures of the shapes and backgrounds behind them.
 
-A texture maps points (B, H, W, 2), in image units ([-1, 1] across 64 pixels) around the shape's centre, to the share
-(B, H, W) in [0, 1] of the shape's second colour. A background maps the image's grid (B, H, W, 2), per-image
-variation `u` (B, 8) in [0, 1] and smooth noise (B, H, W) in [0, 1] to colours (B, 3, H, W) in [0, 1].
-The edges are soft over about a pixel, so that nothing aliases.
+A texture maps pixels (..., 2), in cells of 8x8 pixels from the image's corner, to the share (...) in [0, 1] of the
+shape's second colour. It repeats in every cell, like cloth behind a stencil: whatever the shape and its place, each
+8x8 patch of a texture is the same, and so is its code in the latents. A mirrored texture is still told from the rest.
+
+A background maps the image's grid (B, H, W, 2), per-image variation `u` (B, 8) in [0, 1] and smooth noise (B, H, W) in
+[0, 1] to colours (B, 3, H, W) in [0, 1]. The edges of both are soft over about a pixel, so that nothing aliases.
 """
 
 import math
@@ -12,7 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TextureFunction = Callable[[Tensor, Tensor], Tensor]
+CELL = 8  # pixels: a cell of the latents
+
+TextureFunction = Callable[[Tensor], Tensor]
 BackgroundFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -25,56 +29,58 @@ def _column(u: Tensor, index: int) -> Tensor:
     return u[:, index, None, None]
 
 
-def plain_texture(p: Tensor, u: Tensor) -> Tensor:
-    return torch.zeros_like(p[..., 0])
+def _covered(distance: Tensor) -> Tensor:
+    """A pixel's coverage by what it lies `distance` inside of, in cells."""
+    return (0.5 + CELL * distance).clamp(0, 1)
 
 
-def striped(p: Tensor, u: Tensor) -> Tensor:
-    return _soft(torch.sin(2 * math.pi * (p[..., 1] / 0.27 + _column(u, 0))))
+def _lines(x: Tensor, width: float) -> Tensor:
+    """Lines at the middle of every unit of `x`, `width` of it wide."""
+    return _covered(width / 2 - (x % 1 - 0.5).abs())
 
 
-def dotted(p: Tensor, u: Tensor) -> Tensor:
-    q = p / 0.3 + u[:, None, None, :2]
-    cell = q - q.round()
-    return _soft((0.3 - cell.norm(dim=-1)) * 4)
+def plain_texture(p: Tensor) -> Tensor:
+    """The middle of both tones, so that no texture is lighter or darker than it by much."""
+    return torch.full_like(p[..., 0], 0.5)
 
 
-def checkered(p: Tensor, u: Tensor) -> Tensor:
-    wave = torch.sin(math.pi * (p / 0.21 + u[:, None, None, :2]))
-    return _soft(wave[..., 0] * wave[..., 1] * 3)
+def striped(p: Tensor) -> Tensor:
+    return _lines(p[..., 1], 0.5)
 
 
-def ringed(p: Tensor, u: Tensor) -> Tensor:
-    return _soft(torch.sin(2 * math.pi * (p.norm(dim=-1) / 0.24 + _column(u, 0))))
+def barred(p: Tensor) -> Tensor:
+    return _lines(p[..., 0], 0.5)
 
 
-def rayed(p: Tensor, u: Tensor) -> Tensor:
-    angle = torch.atan2(p[..., 1], p[..., 0])
-    return _soft(torch.sin(7 * angle + 2 * math.pi * _column(u, 0)) * 2)
+def slanted(p: Tensor) -> Tensor:
+    return _lines(p.sum(-1), 0.5)
 
 
-def zigzag(p: Tensor, u: Tensor) -> Tensor:
-    tooth = ((p[..., 0] / 0.36 + _column(u, 1)) % 1 - 0.5).abs() * 0.36
-    return _soft(torch.sin(2 * math.pi * ((p[..., 1] + tooth * 1.3) / 0.3 + _column(u, 0))))
+def checkered(p: Tensor) -> Tensor:
+    column, row = _lines(p, 0.5).unbind(-1)
+    return column * row + (1 - column) * (1 - row)
 
 
-def netted(p: Tensor, u: Tensor) -> Tensor:
-    """Thin diagonal lines that cross."""
-    diagonal = torch.stack([p[..., 0] + p[..., 1], p[..., 0] - p[..., 1]], -1) / 0.38 + u[:, None, None, :2]
-    return _soft((0.13 - (diagonal - diagonal.round()).abs().amin(-1)) * 6)
+def dotted(p: Tensor) -> Tensor:
+    return _covered(0.29 - (p % 1 - 0.5).norm(dim=-1))
 
 
-def speckled(p: Tensor, u: Tensor) -> Tensor:
-    """Fine irregular grains, from a few incommensurate waves."""
-    x, y = p[..., 0] * 24, p[..., 1] * 24
-    a, b = 6.3 * _column(u, 0), 6.3 * _column(u, 1)
-    grain = torch.sin(x + 2.1 * torch.sin(0.7 * y + a)) * torch.sin(1.3 * y + 1.9 * torch.sin(0.9 * x + b))
-    return _soft(grain * 2 - 0.5)
+def netted(p: Tensor) -> Tensor:
+    return _lines(p, 0.22).amax(-1)
+
+
+def zigzag(p: Tensor) -> Tensor:
+    return _lines(p[..., 1] - (p[..., 0] % 1 - 0.5).abs(), 0.5)
+
+
+def wavy(p: Tensor) -> Tensor:
+    """As zigzag, but upright."""
+    return zigzag(p.flip(-1))
 
 
 TEXTURES: dict[str | None, TextureFunction] = {
     None: plain_texture,
-    **{f.__name__: f for f in [striped, dotted, checkered, ringed, rayed, zigzag, netted, speckled]},
+    **{f.__name__: f for f in [striped, barred, slanted, checkered, dotted, netted, zigzag, wavy]},
 }
 
 

@@ -21,6 +21,7 @@ from lbgen_hf.biaslab.scenes import (
     world_hash,
 )
 from lbgen_hf.biaslab.shapes import NOVEL_SHAPES, SHAPES, TRAINING_SHAPES, box, circle, polygon, segment
+from lbgen_hf.biaslab.surfaces import CELL, TEXTURES
 
 
 def plane(size: int = 41) -> torch.Tensor:
@@ -101,6 +102,43 @@ def test_the_mask_is_what_a_change_of_texture_changes():
     assert difference.amax((1, 2, 3)).min() > 0.2
 
 
+def texture_shares() -> torch.Tensor:
+    """The share of the second colour in each texture, (9, 64, 64)."""
+    centres = (torch.arange(64) + 0.5) / CELL
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return torch.stack([texture(torch.stack([x, y], -1)) for texture in TEXTURES.values()])
+
+
+def test_every_8x8_patch_of_a_texture_is_the_same():
+    shares = texture_shares()
+    assert shares.min() >= 0
+    assert shares.max() <= 1
+    torch.testing.assert_close(shares, shares[:, :CELL, :CELL].repeat(1, 8, 8), atol=1e-5, rtol=0)
+
+
+def test_textures_are_far_apart_even_where_one_of_them_is_mirrored():
+    cells = texture_shares()[:, :CELL, :CELL]
+    for mirrored in (cells, cells.flip(1), cells.flip(2)):
+        distances = (cells[:, None] - mirrored[None]).square().mean((-2, -1)).sqrt()
+        distances.fill_diagonal_(1)
+        assert distances.min() > 0.25
+
+
+def test_a_texture_is_anchored_to_the_image_and_of_equal_contrast_in_every_colour():
+    shape, place = SHAPE_NAMES.index("square"), torch.arange(30) % 3
+    scenes = sample_scenes(30, seed=5).replace(shapes=torch.full((30,), shape), places=place)
+    plain, textured = (
+        render(scenes.replace(textures=torch.full((30,), i))) for i in (0, TEXTURE_NAMES.index("zigzag"))
+    )
+    inside = -torch.nn.functional.max_pool2d(-plain.masks[:, None], 7, 1, 3)[:, 0] == 1
+    pattern = (textured.images - plain.images).permute(0, 2, 3, 1)
+    expected = texture_shares()[TEXTURE_NAMES.index("zigzag")] - 0.5
+    expected = scenes_module._soften(expected.expand(1, 3, -1, -1))[0, 0] * 0.45
+    assert inside.sum() > 30 * 200
+    for i in range(30):
+        torch.testing.assert_close(pattern[i][inside[i]], expected[inside[i]][:, None].expand(-1, 3), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("bias", [0.0, 0.6, 1.0])
 def test_bias_is_the_share_of_own_attributes_beyond_chance(bias):
     scenes = sample_scenes(20_000, bias=bias, seed=1)
@@ -172,7 +210,7 @@ def test_the_world_hash_moves_with_the_world_and_not_with_rounding(monkeypatch):
     assert ((steps % 1) - 0.5).abs().min() > 1e-5
     known = world_hash()
     assert len(known) == 12
-    monkeypatch.setitem(scenes_module.PLACES, "left", -0.3)
+    monkeypatch.setitem(scenes_module.PLACES, "left", -0.2)
     world_hash.cache_clear()
     assert world_hash() != known
     world_hash.cache_clear()
