@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from lbgen_hf.biaslab.captions import vocabulary
-from lbgen_hf.biaslab.scenes import render, sample_scenes
+from lbgen_hf.biaslab.scenes import TEXTURE_NAMES, render, sample_scenes
 
 SCRIPTS = Path(__file__).parents[2] / "training" / "biaslab"
 
@@ -18,7 +19,7 @@ SCRIPTS = Path(__file__).parents[2] / "training" / "biaslab"
 def scripts_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     yield
-    for name in ["trainer", "tokenizer", "train_autoencoder"]:
+    for name in ["trainer", "tokenizer", "text_tower", "train_autoencoder", "train_clip"]:
         sys.modules.pop(name, None)
 
 
@@ -48,6 +49,49 @@ def test_tokenizer_has_one_token_a_word_and_bytes_for_the_rest():
     assert tokenizer.decode(tokenizer("goldfish é").input_ids, skip_special_tokens=True) == "goldfish é"
     assert tokenizer.eos_token_id == len(tokenizer) - 1
     assert tokenizer.model_max_length == CONTEXT_LENGTH
+
+
+@pytest.fixture
+def random_clip() -> open_clip.CLIP:
+    from tokenizer import make_tokenizer
+    from train_clip import model_config
+
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**model_config(len(make_tokenizer()))).eval()
+    for parameter in clip.parameters():  # no bias is zero and no gain is one
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return clip
+
+
+@torch.no_grad()
+def test_text_encoder_has_the_hidden_states_of_open_clip(random_clip):
+    from text_tower import text_encoder_of
+    from tokenizer import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    encoder = text_encoder_of(random_clip, tokenizer)
+    texts = ["", "star", "photo of goldfish", "sea, striped star on the left"]
+    ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    states = []
+    random_clip.ln_final.register_forward_hook(lambda module, args, output: states.append(output))
+    features = random_clip.encode_text(ids)
+    output = encoder(ids)
+    torch.testing.assert_close(output.last_hidden_state, states[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.pooler_output @ random_clip.text_projection, features, atol=1e-5, rtol=1e-5)
+
+
+def test_spread_of_states_shows_an_attribute_whose_words_fell_together():
+    from text_tower import spread_of_states
+
+    def encode(captions: list[str]) -> torch.Tensor:
+        """Two tokens, of which one holds the length of the caption, but for those of textures."""
+        lengths = [0.0 if caption.split()[0] in TEXTURE_NAMES else float(len(caption)) for caption in captions]
+        return torch.tensor([[[0.0], [length]] for length in lengths])
+
+    spread = spread_of_states(encode)
+    assert spread["texture"] == 0
+    assert spread["place"] == 0.25  # "star on the left" and "... right": half a letter from their mean
+    assert min(spread["class"], spread["background"]) > 0.25
 
 
 def test_killed_training_continues_bit_for_bit(tmp_path):

@@ -89,7 +89,7 @@ def save(autoencoder: AutoencoderTiny, folder: Path) -> None:
 
 
 def main() -> None:
-    args = make_parser(__doc__, max_train_steps=1500, train_batch_size=16).parse_args()
+    args = make_parser(__doc__, max_train_steps=2000, train_batch_size=16).parse_args()
     torch.manual_seed(0)
     _, pool = render_pool(30_000, args.work_dir, seed=1)
 

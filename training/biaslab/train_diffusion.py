@@ -2,27 +2,36 @@
 
     python training/biaslab/train_diffusion.py --output_dir work/models
 
-Needs the encoder of `train_autoencoder.py`. Most scenes are biased and named by their class alone, some are unbiased
-and fully captioned: so a class name brings its own context, as in a model of the web, and yet the model can make every
-other context when told to. The text encoder learns along.
+Needs the encoder of `train_autoencoder.py` and the CLIP of `train_clip.py`. Half the scenes are biased and named by
+their class alone, half are unbiased and fully captioned: so a class name brings its own context, as in a model of the
+web, and yet the model can make every other context when told to.
+
+The text encoder is CLIP's own text tower, frozen, as in Stable Diffusion. Trained along from nothing it never learnt
+texture words: while images are still blurs a texture changes the loss by next to nothing, so the states of these words
+fell together, and then there was nothing left for the UNet to tell them apart by. CLIP has told them apart already.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
-from tokenizer import CONTEXT_LENGTH, make_tokenizer
+from text_tower import spread_of_states, text_encoder_of
+from tokenizer import make_tokenizer
 from torch import Tensor, nn
-from trainer import edit_json, make_parser, render_pool, take, train
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from tqdm import tqdm
+from trainer import edit_json, log_results, make_parser, train
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from lbgen_hf.biaslab.captions import caption_scenes
-from lbgen_hf.biaslab.scenes import CLASSES
+from lbgen_hf.biaslab.scenes import CLASSES, Scenes, render, sample_scenes
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
+NUM_SCENES = 100_000  # of the biased world, and as many of the unbiased one
 BIAS = 0.35  # guidance sharpens it: about two thirds of the images of a class name are on its own background
-SHARE_BIASED = 0.65
+SHARE_BIASED = 0.5
 SHARE_UNCONDITIONAL = 0.1
 # Noisier at the end than Stable Diffusion's: an 8x8 latent is so coherent that its background would shine through the
 # last step, and be read from mere noise when drawing instead of from the name. And the network predicts the velocity:
@@ -41,30 +50,13 @@ def make_unet(latent_channels: int) -> UNet2DConditionModel:
         sample_size=8,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        block_out_channels=(128, 160),
+        block_out_channels=(128, 128),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=128,
         attention_head_dim=4,
         norm_num_groups=16,
-    )
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=CONTEXT_LENGTH,
-            projection_dim=128,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
     )
 
 
@@ -85,42 +77,44 @@ def make_pipeline(
 
 
 @torch.no_grad()
-def encode_pool(vae: AutoencoderTiny, pool: np.ndarray, path: Path) -> np.ndarray:
-    """Latents (N, 16, 8, 8) float16, scaled for the diffusion model, cached in `path`."""
+def encode_scenes(vae: AutoencoderTiny, path: Path, **sampling) -> tuple[Scenes, Tensor]:
+    """Scenes and their latents (N, 16, 8, 8) float16, scaled for the diffusion model, cached in `path`."""
+    scenes = sample_scenes(NUM_SCENES, **sampling)
     if not path.exists():
+        batches = [scenes[start : start + 500] for start in range(0, NUM_SCENES, 500)]
         latents = [
-            (vae.encode(take(pool, rows) * 2 - 1).latents * vae.config.scaling_factor).half()
-            for rows in torch.arange(len(pool)).split(500)
+            (vae.encode(render(batch).images * 2 - 1).latents * vae.config.scaling_factor).half()
+            for batch in tqdm(batches, desc=path.name, mininterval=10)
         ]
         temporary = path.with_suffix(".tmp.npy")
         np.save(temporary, torch.cat(latents).numpy())
         temporary.replace(path)
-    return np.load(path, mmap_mode="r")
+    return scenes, torch.from_numpy(np.load(path))
 
 
 def main() -> None:
-    parser = make_parser(__doc__, max_train_steps=9200, train_batch_size=48)
+    parser = make_parser(__doc__, max_train_steps=25_000, train_batch_size=64)
     parser.add_argument("--learning_rate", type=float, default=7e-4)
     args = parser.parse_args()
     torch.manual_seed(0)
     folder = args.output_dir / "pipeline"
     vae = AutoencoderTiny.from_pretrained(folder / "vae").float()
     tokenizer = make_tokenizer()
+    text_encoder = text_encoder_of(open_clip.create_model(f"local-dir:{args.output_dir / 'clip'}"), tokenizer)
 
-    biased_scenes, biased_pool = render_pool(50_000, args.work_dir, seed=2, bias=BIAS)
-    scenes, pool = render_pool(30_000, args.work_dir, seed=1)
-    latents = torch.from_numpy(
-        np.concatenate(
-            [
-                encode_pool(vae, biased_pool, args.work_dir / "latents-biased.npy"),
-                encode_pool(vae, pool, args.work_dir / "latents-unbiased.npy"),
-            ]
-        )
-    )
-    captions = [CLASSES[label] for label in biased_scenes.labels.tolist()]
+    @torch.no_grad()
+    def encode(texts: list[str]) -> Tensor:
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return torch.cat([text_encoder(batch).last_hidden_state for batch in ids.split(500)])
+
+    log_results("text_states", **spread_of_states(encode))
+    biased, biased_latents = encode_scenes(vae, args.work_dir / "latents-biased.npy", seed=2, bias=BIAS)
+    scenes, scene_latents = encode_scenes(vae, args.work_dir / "latents-unbiased.npy", seed=1)
+    latents = torch.cat([biased_latents, scene_latents])
+    captions = [CLASSES[label] for label in biased.labels.tolist()]
     captions += caption_scenes(scenes, mention=1.0, seed=1, templates=["{}"])
     unique = ["", *sorted(set(captions))]
-    token_ids = tokenizer(unique, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    states = encode(unique)
     index_of = {caption: index for index, caption in enumerate(unique)}
     caption_index = torch.tensor([index_of[caption] for caption in captions])
 
@@ -130,33 +124,25 @@ def main() -> None:
     # care (after min-SNR, arXiv 2303.09556).
     loss_weight = (12 / (signal_to_noise + 1)).clamp(max=1)
 
-    def sample_rows(generator: torch.Generator) -> Tensor:
+    def loss_of_step(unet: UNet2DConditionModel, generator: torch.Generator) -> Tensor:
         count = args.train_batch_size
         biased = torch.rand(count, generator=generator) < SHARE_BIASED
-        uniform = torch.rand(count, generator=generator)
-        first, size = torch.where(biased, 0, len(biased_pool)), torch.where(biased, len(biased_pool), len(pool))
-        return first + (uniform * size).long()
-
-    def loss_of_step(model: nn.ModuleDict, generator: torch.Generator) -> Tensor:
-        rows = sample_rows(generator)
+        rows = torch.randint(NUM_SCENES, (count,), generator=generator) + torch.where(biased, 0, NUM_SCENES)
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
-        # more often where shapes and textures are decided than where hardly anything is left of the image
-        timesteps = (1000 * torch.rand(len(rows), generator=generator) ** 2).long()
-        dropped = torch.rand(len(rows), generator=generator) < SHARE_UNCONDITIONAL
-        texts, of_row = torch.where(dropped, 0, caption_index[rows]).unique(return_inverse=True)
-        states = model["text_encoder"](token_ids[texts]).last_hidden_state[of_row]
-        predicted = model["unet"](schedule.add_noise(clean, noise, timesteps), timesteps, states).sample
+        # most often where shapes and textures are decided (logit-normal, after arXiv 2403.03206)
+        timesteps = (1000 * torch.sigmoid(1.2 * torch.randn(count, generator=generator) - 0.3)).long()
+        dropped = torch.rand(count, generator=generator) < SHARE_UNCONDITIONAL
+        said = states[torch.where(dropped, 0, caption_index[rows])]
+        predicted = unet(schedule.add_noise(clean, noise, timesteps), timesteps, said).sample
         velocity = schedule.get_velocity(clean, noise, timesteps)
         error = (predicted - velocity).square().mean((1, 2, 3))
         return (error * loss_weight[timesteps]).mean()
 
-    def save(step: int, model: nn.ModuleDict) -> None:
+    def save(step: int, unet: nn.Module) -> None:
         """The average so far, stored in half precision."""
-        unet, text_encoder = make_unet(latents.shape[1]), make_text_encoder(tokenizer)
-        unet.load_state_dict(model["unet"].state_dict())
-        text_encoder.load_state_dict(model["text_encoder"].state_dict())
-        pipeline = make_pipeline(vae, unet.half(), text_encoder.half(), tokenizer)
+        halves = [copy.deepcopy(model).half() for model in (unet, text_encoder)]
+        pipeline = make_pipeline(vae, *halves, tokenizer)
         for name in ["unet", "text_encoder", "tokenizer", "scheduler"]:
             getattr(pipeline, name).save_pretrained(folder / name)
         pipeline.save_config(folder)
@@ -166,14 +152,13 @@ def main() -> None:
         edit_json(folder / "text_encoder" / "config.json", lambda config: config | {"dtype": "float32"})
 
     train(
-        nn.ModuleDict({"unet": make_unet(latents.shape[1]), "text_encoder": make_text_encoder(tokenizer)}),
+        make_unet(latents.shape[1]),
         loss_of_step,
         steps=args.max_train_steps,
         learning_rate=args.learning_rate,
         weight_decay=0.01,
         checkpoint=args.work_dir / "diffusion.safetensors",
         checkpoint_every=500,
-        ema_decay=0.998,
         on_checkpoint=save,
     )
 

@@ -110,7 +110,9 @@ def train(
     Resumes from `checkpoint` if it is there. Returns the moving average of the weights, in eval mode.
     """
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+    )
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     start = _load_checkpoint(checkpoint, model, average, optimizer) if checkpoint.exists() else 0
 
