@@ -1,4 +1,8 @@
-"""The judge: what is in a biaslab image. It measures, and never trains anything else."""
+"""Judges: what is in a biaslab image. They measure, and never train anything else.
+
+There are two, of different architectures, trained on different scenes: results are the first one's, and the second one
+checks that they are no habit of the first.
+"""
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -15,7 +19,8 @@ CARD = """---
 
 # The judge of biaslab
 
-A small convolutional classifier of the shape, texture, background and place of a biaslab scene, 64x64 pixels.
+A small convolutional classifier of the shape, texture, background and place of a biaslab scene, 64x64 pixels, trained
+on scenes that were degraded as generated images are.
 It measures the bias of what a model generates, and never trains anything else.
 
 ```python
@@ -27,25 +32,58 @@ seen = judge.judge(images)  # (B, 3, 64, 64) in [0, 1] to the index of each attr
 """
 
 
+class ConvNextBlock(nn.Module):
+    """A 7x7 convolution of each channel, then two linear layers of each pixel (arXiv 2201.03545)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, width, 7, 1, 3, groups=width),
+            nn.GroupNorm(1, width),
+            nn.Conv2d(width, 4 * width, 1),
+            nn.GELU(),
+            nn.Conv2d(4 * width, width, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.layers(features)
+
+
+def plain_trunk(widths: tuple[int, ...] = (24, 48, 80, 128, 160)) -> nn.Sequential:
+    """3x3 convolutions, batch normalisation and ReLU, at 64, 32, 16, 8 and 4 pixels."""
+    layers: list[nn.Module] = []
+    for stage, (channels, width) in enumerate(zip((3, *widths), widths, strict=False)):
+        stride = 1 if stage == 0 else 2
+        layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def convnext_trunk(widths: tuple[int, ...] = (64, 128, 160)) -> nn.Sequential:
+    """Patches of 4 pixels, then two ConvNeXt blocks each at 16, 8 and 4 pixels."""
+    layers: list[nn.Module] = []
+    for stage, (channels, width) in enumerate(zip((3, *widths), widths, strict=False)):
+        patch = 4 if stage == 0 else 2
+        layers += [nn.Conv2d(channels, width, patch, patch), nn.GroupNorm(1, width)]
+        layers += [ConvNextBlock(width), ConvNextBlock(width)]
+    return nn.Sequential(*layers)
+
+
+TRUNKS = {"plain": plain_trunk, "convnext": convnext_trunk}
+
+
 class Judge(
     nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-classification"], model_card_template=CARD
 ):
-    """A plain convolutional classifier of shape, texture, background and place.
+    """A convolutional classifier of shape, texture, background and place.
 
     Args:
-        widths: channels of the stages, at 64, 32, 16, 8 and 4 pixels.
+        architecture: of `TRUNKS`.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 80, 128, 160)) -> None:
+    def __init__(self, architecture: str = "plain") -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for stage, width in enumerate(widths):
-            stride = 1 if stage == 0 else 2
-            layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        self.trunk = nn.Sequential(*layers)
-        features = channels * 4 * 4  # not pooled to one: place is a matter of where
+        self.trunk = TRUNKS[architecture]()
+        features = 160 * 4 * 4  # not pooled to one: place is a matter of where
         self.heads = nn.ModuleDict({name: nn.Linear(features, len(values)) for name, values in ATTRIBUTES.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
