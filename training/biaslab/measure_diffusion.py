@@ -1,4 +1,6 @@
-"""Measure the base model with the judge: does a class name give its class and its bias, and a caption what it says?
+"""Measure the base model with a judge: does a class name give its class and its bias, and a caption what it says?
+
+The second judge looks at the same images, to say how far the first one can be trusted.
 
 python training/biaslab/measure_diffusion.py --models_dir lbgen_hf/biaslab/models
 """
@@ -13,7 +15,7 @@ from trainer import log_results
 from lbgen_hf import LbGenPipeline
 from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge
-from lbgen_hf.biaslab.measure import judge_images, measure, sample_images
+from lbgen_hf.biaslab.measure import agreement, judge_images, measure, sample_images
 from lbgen_hf.biaslab.scenes import CLASSES, sample_scenes
 
 
@@ -41,20 +43,28 @@ def measure_captions(pipe: LbGenPipeline, judge: Judge, num_captions: int) -> tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models_dir", type=Path, required=True)
-    parser.add_argument("--images_per_class", type=int, default=50)
-    parser.add_argument("--num_captions", type=int, default=400)
+    parser.add_argument("--images_per_class", type=int, default=100)
+    parser.add_argument("--num_captions", type=int, default=1000)
     parser.add_argument("--sample", type=Path, help="also save images of each class, and of captions, here (PNG)")
     args = parser.parse_args()
     pipe = LbGenPipeline.from_pretrained(args.models_dir / "pipeline", class_labels=CLASSES)
     pipe.set_progress_bar_config(disable=True)
-    judge = Judge.from_pretrained(args.models_dir / "judge").float().eval()
+    judge, second = (Judge.from_pretrained(args.models_dir / name).float().eval() for name in ("judge", "second_judge"))
 
     images = sample_images(pipe, CLASSES, args.images_per_class, seed=1)
     named = {name: m.value for name, m in measure(judge_images(images, CLASSES, judge)).items()}
     captioned, caption_images = measure_captions(pipe, judge, args.num_captions)
     if args.sample:
         save_image(torch.cat([images[:, :8].flatten(0, 1), caption_images[:64]]), args.sample, nrow=16)
-    log_results("diffusion", images_per_class=args.images_per_class, **named, **captioned)
+    everything = torch.cat([images.flatten(0, 1), caption_images])
+    agreed = agreement(judge.judge(everything), second.judge(everything))
+    log_results(
+        "diffusion",
+        images_per_class=args.images_per_class,
+        **named,
+        **captioned,
+        **{f"judges_agree_{name}": share for name, share in agreed.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lbgen_hf.biaslab.scenes import IMAGE_SIZE, Scenes, render, sample_scenes
+from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.fine_tuning.checkpoints import load_optimizer_state, optimizer_state
 
 RESULTS = Path(__file__).parents[2] / "tests" / "benchmarks" / "results" / "biaslab_models.json"
@@ -35,9 +36,9 @@ def make_parser(description: str, *, max_train_steps: int, train_batch_size: int
 
 
 def log_results(name: str, **results: float | str) -> None:
-    """Write what was measured of one model into the raw results, which the docs quote."""
+    """Write what was measured of one model, and in which world, into the raw results, which the docs quote."""
     rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in results.items()}
-    edit_json(RESULTS, lambda known: known | {name: rounded})
+    edit_json(RESULTS, lambda known: known | {name: {**rounded, "world": world()}})
     print(name, rounded)
 
 
