@@ -1,4 +1,4 @@
-"""Make every model of lbgen-tiny again from nothing, in about fourteen hours on one core.
+"""Make every model of lbgen-tiny again from nothing. The diffusion model takes most of the time: hours.
 
     python training/biaslab/reproduce.py --output_dir work/models
 
