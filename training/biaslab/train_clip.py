@@ -118,7 +118,7 @@ def save(clip: nn.Module, config: dict, folder: Path) -> None:
 
 
 def main() -> None:
-    args = make_parser(__doc__, max_train_steps=4300, train_batch_size=96).parse_args()
+    args = make_parser(__doc__, max_train_steps=3400, train_batch_size=96).parse_args()
     torch.manual_seed(0)
     scenes, pool = render_pool(30_000, args.work_dir, seed=1)
     config = model_config(len(make_tokenizer()))

@@ -81,11 +81,11 @@ def encode_scenes(vae: AutoencoderTiny, path: Path, **sampling) -> tuple[Scenes,
     """Scenes and their latents (N, 16, 8, 8) float16, scaled for the diffusion model, cached in `path`."""
     scenes = sample_scenes(NUM_SCENES, **sampling)
     if not path.exists():
-        batches = [scenes[start : start + 500] for start in range(0, NUM_SCENES, 500)]
-        latents = [
-            (vae.encode(render(batch).images * 2 - 1).latents * vae.config.scaling_factor).half()
-            for batch in tqdm(batches, desc=path.name, mininterval=10)
-        ]
+        latents = []
+        for start in tqdm(range(0, NUM_SCENES, 500), desc=path.name, mininterval=10):
+            images = render(scenes[start : start + 500]).images * 2 - 1
+            # few at a time: the encoder's first features are 64 channels of full size, and stay in the cache
+            latents += [(vae.encode(x).latents * vae.config.scaling_factor).half() for x in images.split(20)]
         temporary = path.with_suffix(".tmp.npy")
         np.save(temporary, torch.cat(latents).numpy())
         temporary.replace(path)

@@ -1,6 +1,8 @@
-"""One training loop for the small models: deterministic data, cosine schedule, EMA, safetensors checkpoints.
+"""One training loop for the small models: deterministic data, one schedule, EMA, safetensors checkpoints.
 
-Batches depend on the step alone, so a run that was killed continues exactly where its last checkpoint stands.
+Batches depend on the step alone, so a run that was killed continues exactly where its last checkpoint stands. The
+learning rate is constant, and then falls to zero (arXiv 2405.18392): so a longer training goes on from any checkpoint
+of the constant part of a shorter one.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from lbgen_hf.biaslab.scenes import IMAGE_SIZE, Scenes, render, sample_scenes
 from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.fine_tuning.checkpoints import load_optimizer_state, optimizer_state
 
+DECAY = 0.25  # of the steps, over which the learning rate falls
 RESULTS = Path(__file__).parents[2] / "tests" / "benchmarks" / "results" / "biaslab_models.json"
 
 
@@ -121,7 +124,7 @@ def train(
     losses: list[float] = []
     began = time.monotonic()
     for step in range(start, steps):
-        rate = learning_rate * min(1, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps))
+        rate = learning_rate * min(1, (step + 1) / warmup, (steps - step) / (DECAY * steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of_step(model, torch.Generator().manual_seed(step))
