@@ -19,7 +19,7 @@ from tokenizer import CONTEXT_LENGTH, make_tokenizer
 from torch import Tensor, nn
 from trainer import log_results, make_parser, render_pool, take, train
 
-from lbgen_hf.biaslab.captions import caption_scenes, vocabulary
+from lbgen_hf.biaslab.captions import caption_scenes, describe, vocabulary
 from lbgen_hf.biaslab.scenes import (
     BACKGROUND_NAMES,
     CLASSES,
@@ -83,26 +83,27 @@ def sample_rows(contexts: Tensor, batch_size: int, generator: torch.Generator, p
 
 
 @torch.no_grad()
-def zero_shot(clip: nn.Module, tokenizer, images: Tensor, names: list[str]) -> Tensor:
-    """Index (B,) of the name whose "photo of X" lies nearest to each image."""
-    text = clip.encode_text(tokenizer([f"photo of {name}" for name in names]), normalize=True)
-    features = torch.cat([clip.encode_image(normalize(x), normalize=True) for x in images.split(100)])
-    return (features @ text.T).argmax(1)
-
-
 def measure(clip: nn.Module, tokenizer, scenes: Scenes, images: Tensor) -> dict[str, float]:
-    """Zero-shot accuracy of class, and of each attribute over the scenes where it is marked, and over how many."""
-    right = zero_shot(clip, tokenizer, images, CLASSES) == scenes.labels
+    """Zero-shot accuracy of the class, and of each attribute over the scenes where it is marked, and over how many.
+
+    An attribute is told by captions that name the image's own class: its words alone are no caption that CLIP has seen.
+    """
+    features = torch.cat([clip.encode_image(normalize(x), normalize=True) for x in images.split(100)])
+
+    def nearest(features: Tensor, texts: list[str]) -> Tensor:
+        return (features @ clip.encode_text(tokenizer(texts), normalize=True).T).argmax(1)
+
+    right = nearest(features, [f"photo of {name}" for name in CLASSES]) == scenes.labels
     results = {"class": right.float().mean().item(), "num_class": len(right)}
-    for name, values, truth in [
-        ("background", BACKGROUND_NAMES, scenes.backgrounds),
-        ("texture", TEXTURE_NAMES, scenes.textures),
-        ("place", PLACE_NAMES, scenes.places),
-    ]:
-        marked = truth > 0
-        guess = zero_shot(clip, tokenizer, images[marked], values[1:])
-        results[name] = (guess + 1 == truth[marked]).float().mean().item()
-        results[f"num_{name}"] = len(guess)
+    for attribute, values in [("background", BACKGROUND_NAMES), ("texture", TEXTURE_NAMES), ("place", PLACE_NAMES)]:
+        truth = getattr(scenes, f"{attribute}s")
+        hits = []
+        for label, name in enumerate(CLASSES):
+            rows = (scenes.labels == label) & (truth > 0)
+            captions = [describe(name, **{attribute: value}) for value in values[1:]]
+            hits.append(nearest(features[rows], captions) + 1 == truth[rows])
+        results[attribute] = torch.cat(hits).float().mean().item()
+        results[f"num_{attribute}"] = len(torch.cat(hits))
     return results
 
 
