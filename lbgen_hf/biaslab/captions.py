@@ -16,7 +16,10 @@ BACKGROUND_PHRASES = {
     "wall": "on a wall",
     "forest": "in a forest",
     "sunset": "at sunset",
+    "blank": "on a blank ground",
 }
+# What a control world says where an attribute is not marked; elsewhere this is left unsaid.
+PLAIN_WORDS = {"texture": "plain", "background": "blank", "place": "middle"}
 TEMPLATES = ["{}", "photo of {}", "a photo of a {}", "a picture of a {}"]
 
 
@@ -27,15 +30,21 @@ def describe(shape: str, texture: str | None = None, background: str | None = No
 
 
 def caption_scenes(
-    scenes: Scenes, *, mention: float = 0.8, seed: int = 0, templates: list[str] | None = None
+    scenes: Scenes,
+    *,
+    mention: float = 0.8,
+    seed: int = 0,
+    templates: list[str] | None = None,
+    name_plain: bool = False,
 ) -> list[str]:
     """Caption each scene.
 
     Args:
         scenes: the scenes.
-        mention: probability that a marked attribute is named; plain ones never are.
+        mention: probability that a marked attribute is named; plain ones never are, unless `name_plain`.
         seed: same seed, same captions.
         templates: chosen from at random; default `TEMPLATES`.
+        name_plain: plain attributes are named as often as marked ones, by `PLAIN_WORDS`.
 
     A shape of a polysemous class goes by its specific name or by the class's, half the time each. Now and then
     the order turns ("sea, star"), so that a background's name also stands alone.
@@ -54,6 +63,8 @@ def caption_scenes(
         if name in CLASS_OF_SHAPE and rng.random() < 0.5:
             name = CLASS_OF_SHAPE[name]
         values = [TEXTURE_NAMES[texture], BACKGROUND_NAMES[background], PLACE_NAMES[place]]
+        if name_plain:
+            values = [value or plain for value, plain in zip(values, PLAIN_WORDS.values(), strict=True)]
         texture_word, background_word, place_word = [x if rng.random() < mention else None for x in values]
         if background_word and rng.random() < 0.3:
             sentence = f"{background_word}, {describe(name, texture_word, None, place_word)}"
@@ -63,8 +74,10 @@ def caption_scenes(
     return captions
 
 
-def vocabulary() -> list[str]:
+def vocabulary(name_plain: bool = False) -> list[str]:
     """Every word that a caption can hold, class names (novel ones too) and templates included, sorted."""
     phrases = [*SHAPE_NAMES, *CLASS_OF_SHAPE.values(), *TEXTURE_NAMES[1:], *BACKGROUND_NAMES[1:], *PLACE_NAMES[1:]]
-    phrases += [*BACKGROUND_PHRASES.values(), *TEMPLATES, "on the ,"]
+    phrases += [*(BACKGROUND_PHRASES[name] for name in BACKGROUND_NAMES[1:]), *TEMPLATES, "on the ,"]
+    if name_plain:
+        phrases += [*PLAIN_WORDS.values(), BACKGROUND_PHRASES[PLAIN_WORDS["background"]]]
     return sorted({word for phrase in phrases for word in phrase.replace("{}", "").split()})

@@ -18,7 +18,7 @@ REAL_BIAS = 0.6  # of the scenes that stand for a collected dataset: about what 
 NOISE_SEED = 3
 _SCENE_SEED = 900_021  # away from what anything was trained on, and from the test scenes
 # The scenes that the base model learned the bare class names from (training/biaslab/train_diffusion.py).
-_BASE_TRAINING = {"num_scenes": 50_000, "bias": 0.35, "seed": 2}
+_BASE_TRAINING = {"num_scenes": 100_000, "bias": 0.35, "seed": 2}
 
 
 @dataclasses.dataclass(frozen=True)

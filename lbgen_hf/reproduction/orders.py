@@ -19,6 +19,7 @@ PASS, FAIL, NOT_SEEN = "pass", "fail", "not seen at this n"
 GROUPS = {
     "paper": "what the paper's tables and figures say",
     "implied": "what must hold if the paper's explanation does",
+    "language": "what must hold if the adapter works through what language leaves unsaid",
     "context_swap": "what docs/context_swap.md promises",
 }
 

@@ -182,9 +182,22 @@ def test_captions_never_name_what_is_plain_and_mostly_name_what_is_marked():
     assert abs(named / marked - 0.8) < 0.03
 
 
-def test_captions_stay_within_the_vocabulary():
-    words = {word for caption in caption_scenes(sample_scenes(3000, seed=6), seed=6) for word in caption.split()}
-    assert {word.strip(",") for word in words} <= set(vocabulary())
+def test_a_control_world_names_what_is_plain_as_often_as_what_is_marked():
+    scenes = sample_scenes(4000, seed=4)
+    captions = caption_scenes(scenes, mention=0.5, seed=4, name_plain=True)
+    named = torch.tensor([any(name in caption for name in BACKGROUND_PHRASES) for caption in captions])
+    for plain in (True, False):
+        assert abs(named[(scenes.backgrounds == 0) == plain].float().mean() - 0.5) < 0.06
+    blank = torch.tensor(["blank" in caption for caption in captions])
+    assert not blank[scenes.backgrounds > 0].any()
+
+
+@pytest.mark.parametrize("name_plain", [False, True])
+def test_captions_stay_within_the_vocabulary(name_plain: bool):
+    captions = caption_scenes(sample_scenes(3000, seed=6), seed=6, name_plain=name_plain)
+    words = {word.strip(",") for caption in captions for word in caption.split()}
+    assert words <= set(vocabulary(name_plain))
+    assert (words <= set(vocabulary())) != name_plain
 
 
 def test_training_and_novel_shapes_are_apart():

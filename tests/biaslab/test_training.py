@@ -60,11 +60,20 @@ def test_one_latent_cell_tells_the_texture():
 def test_tokenizer_has_one_token_a_word_and_bytes_for_the_rest():
     from tokenizer import CONTEXT_LENGTH, make_tokenizer
 
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(vocabulary())
     assert all(len(tokenizer(word).input_ids) == 3 for word in vocabulary())
     assert tokenizer.decode(tokenizer("goldfish é").input_ids, skip_special_tokens=True) == "goldfish é"
     assert tokenizer.eos_token_id == len(tokenizer) - 1
     assert tokenizer.model_max_length == CONTEXT_LENGTH
+
+
+def test_a_resumed_training_has_the_ids_that_it_began_with(tmp_path: Path):
+    from tokenizer import CONTEXT_LENGTH, load_tokenizer
+
+    first, again = (load_tokenizer(tmp_path, vocabulary()) for _ in range(2))
+    assert first.get_vocab() == again.get_vocab()
+    assert again.model_max_length == CONTEXT_LENGTH
+    assert again.eos_token_id == len(again) - 1
 
 
 @pytest.fixture
@@ -73,7 +82,7 @@ def random_clip() -> open_clip.CLIP:
     from train_clip import model_config
 
     torch.manual_seed(0)
-    clip = open_clip.CLIP(**model_config(len(make_tokenizer()))).eval()
+    clip = open_clip.CLIP(**model_config(len(make_tokenizer(vocabulary())))).eval()
     for parameter in clip.parameters():  # no bias is zero and no gain is one
         parameter.data += 0.05 * torch.randn_like(parameter)
     return clip
@@ -84,7 +93,7 @@ def test_text_encoder_has_the_hidden_states_of_open_clip(random_clip):
     from text_tower import text_encoder_of
     from tokenizer import make_tokenizer
 
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(vocabulary())
     encoder = text_encoder_of(random_clip, tokenizer)
     texts = ["", "star", "photo of goldfish", "sea, striped star on the left"]
     ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -201,9 +203,29 @@ def test_a_recipe_changes_what_it_says(tmp_path: Path) -> None:
     assert (folder / LORA_FILE).stat().st_mtime_ns == written
 
 
+def test_a_recipe_trains_its_clip_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def train_clip(command: list, check: bool) -> None:
+        commands.append(command)
+        shutil.copytree(MODELS / "clip", Path(command[command.index("--output_dir") + 1]) / "clip")
+
+    monkeypatch.setattr(adapters.subprocess, "run", train_clip)
+    short = {"max_train_steps": 1, "train_batch_size": 2, "num_inference_steps": 1, "num_gradient_steps": 1}
+    recipe = Recipe("other captions", short | {"validation_steps": 0, "keep": "last"}, clip_options=("--mention", "0"))
+    for _ in range(2):
+        folder = train_adapter(recipe, tmp_path / "adapter")
+        (folder / LORA_FILE).unlink()
+    assert len(commands) == 1
+    assert commands[0][-2:] == ["--mention", "0"]
+    assert yaml.safe_load((folder / CONFIG_FILE).read_text())["clip_model"] == str(folder / "clip")
+
+
 def test_recipes_have_settings_that_a_run_accepts() -> None:
+    usage = subprocess.run([sys.executable, adapters._TRAIN_CLIP, "--help"], capture_output=True, text=True).stdout
     for recipe in RECIPES.values():
         LbGenConfig.from_yaml(MODELS / recipe.card / CONFIG_FILE, **recipe.changes)
+        assert all(option in usage for option in recipe.clip_options if option.startswith("--"))
     upstream = yaml.safe_load((Path(__file__).parents[2] / "training/configs/upstream.yaml").read_text())
     assert RECIPES["upstream"].changes == upstream
 

@@ -59,6 +59,7 @@ def main() -> None:
     everything = torch.cat([images.flatten(0, 1), caption_images])
     agreed = agreement(judge.judge(everything), second.judge(everything))
     log_results(
+        args.models_dir,
         "diffusion",
         images_per_class=args.images_per_class,
         **named,

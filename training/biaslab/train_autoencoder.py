@@ -121,7 +121,11 @@ def main() -> None:
         decoded = torch.cat([autoencoder.decode(z).sample for z in latents.split(100)]) / 2 + 0.5
     save(autoencoder.half(), folder)
     log_results(
-        "autoencoder", psnr_db=psnr(images, decoded).item(), latent_std=latents.std().item(), steps=args.max_train_steps
+        args.output_dir,
+        "autoencoder",
+        psnr_db=psnr(images, decoded).item(),
+        latent_std=latents.std().item(),
+        steps=args.max_train_steps,
     )
 
 

@@ -2,6 +2,7 @@
 
     python training/biaslab/train_clip.py --output_dir work/models
 
+Other options make the CLIPs of control worlds, whose language leaves out more or less.
 The image tower is convolutional (timm's `test_resnet`). A linear head
 that spells the caption's words from the image embedding helps it to see shapes and textures early; it is not kept. And
 the mean image feature is pulled to the mean text feature: apart, as contrastive training leaves them, they would tell a
@@ -15,7 +16,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tokenizer import CONTEXT_LENGTH, make_tokenizer
+from tokenizer import CONTEXT_LENGTH, load_tokenizer
 from torch import Tensor, nn
 from trainer import log_results, make_parser, render_pool, take, train
 
@@ -108,34 +109,41 @@ def measure(clip: nn.Module, tokenizer, scenes: Scenes, images: Tensor) -> dict[
 
 
 def save(clip: nn.Module, config: dict, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    make_tokenizer().save_pretrained(folder)
+    """Add the weights and their config to the tokenizer's folder."""
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     (folder / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n"
     )
     weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in clip.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    temporary = folder / "open_clip_model.tmp"
+    save_file(weights, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / "open_clip_model.safetensors")  # last: with it, the folder is whole
 
 
 def main() -> None:
-    args = make_parser(__doc__, max_train_steps=3400, train_batch_size=96).parse_args()
+    parser = make_parser(__doc__, max_train_steps=3400, train_batch_size=96)
+    parser.add_argument("--mention", type=float, default=MENTION, help="How often a caption names what is marked.")
+    parser.add_argument("--name_plain", action="store_true", help="It names what is plain as often.")
+    parser.add_argument("--bias", type=float, default=0.0, help="Of the scenes: the share in their class's context.")
+    args = parser.parse_args()
     torch.manual_seed(0)
-    scenes, pool = render_pool(30_000, args.work_dir, seed=1)
-    config = model_config(len(make_tokenizer()))
+    scenes, pool = render_pool(30_000, args.work_dir, seed=1, **({"bias": args.bias} if args.bias else {}))
+    words = vocabulary(args.name_plain)
+    folder = args.output_dir / "clip"
+    encode = load_tokenizer(folder, words)
+    config = model_config(len(encode))
     contexts = scenes.backgrounds * len(PLACE_NAMES) + scenes.places
-    encode = make_tokenizer()
 
     def tokenize(texts: list[str]) -> Tensor:
         return encode(
             texts, max_length=CONTEXT_LENGTH, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
 
-    words = vocabulary()
-
     def loss_of_step(model: nn.ModuleDict, generator: torch.Generator) -> Tensor:
         rows = sample_rows(contexts, args.train_batch_size, generator)
-        captions = caption_scenes(scenes[rows], mention=MENTION, seed=generator.initial_seed())
+        captions = caption_scenes(
+            scenes[rows], mention=args.mention, seed=generator.initial_seed(), name_plain=args.name_plain
+        )
         embeddings = model["clip"].encode_image(normalize(soften(take(pool, rows), generator)))
         text_features = model["clip"].encode_text(tokenize(captions), normalize=True)
         scale = model["clip"].logit_scale.exp().clamp(max=50)
@@ -163,8 +171,9 @@ def main() -> None:
         ),
     )
     clip = model["clip"]
-    save(clip, config, args.output_dir / "clip")
-    log_results("clip", steps=args.max_train_steps, **measure(clip, tokenize, test_scenes, test_images))
+    save(clip, config, folder)
+    measured = measure(clip, tokenize, test_scenes, test_images)
+    log_results(args.output_dir, "clip", steps=args.max_train_steps, **measured)
 
 
 if __name__ == "__main__":

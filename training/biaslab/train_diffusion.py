@@ -19,7 +19,6 @@ import open_clip
 import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from text_tower import spread_of_states, text_encoder_of
-from tokenizer import make_tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 from trainer import edit_json, log_results, make_parser, train
@@ -99,7 +98,7 @@ def main() -> None:
     torch.manual_seed(0)
     folder = args.output_dir / "pipeline"
     vae = AutoencoderTiny.from_pretrained(folder / "vae").float()
-    tokenizer = make_tokenizer()
+    tokenizer = CLIPTokenizer.from_pretrained(args.output_dir / "clip")
     text_encoder = text_encoder_of(open_clip.create_model(f"local-dir:{args.output_dir / 'clip'}"), tokenizer)
 
     @torch.no_grad()
@@ -107,7 +106,7 @@ def main() -> None:
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return torch.cat([text_encoder(batch).last_hidden_state for batch in ids.split(500)])
 
-    log_results("text_states", **spread_of_states(encode))
+    log_results(args.output_dir, "text_states", **spread_of_states(encode))
     biased, biased_latents = encode_scenes(vae, args.work_dir / "latents-biased.npy", seed=2, bias=BIAS)
     scenes, scene_latents = encode_scenes(vae, args.work_dir / "latents-unbiased.npy", seed=1)
     latents = torch.cat([biased_latents, scene_latents])

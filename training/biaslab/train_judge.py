@@ -72,7 +72,7 @@ def main() -> None:
     accuracy = {
         name: (guesses[name] == values).float().mean().item() for name, values in truth(test_scenes, rows).items()
     }
-    log_results(args.name, steps=args.max_train_steps, num_images=len(rows), **accuracy)
+    log_results(args.output_dir, args.name, steps=args.max_train_steps, num_images=len(rows), **accuracy)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ def main() -> None:
     images = take(held_out, torch.arange(2000))
     generator = torch.Generator().manual_seed(0)
     log_results(
+        args.output_dir,
         "quality",
         steps=args.max_train_steps,
         **rank_correlations(scorer, images, generator),

@@ -25,7 +25,6 @@ from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.fine_tuning.checkpoints import load_optimizer_state, optimizer_state
 
 DECAY = 0.25  # of the steps, over which the learning rate falls
-RESULTS = Path(__file__).parents[2] / "tests" / "benchmarks" / "results" / "biaslab_models.json"
 
 
 def make_parser(description: str, *, max_train_steps: int, train_batch_size: int) -> argparse.ArgumentParser:
@@ -38,10 +37,10 @@ def make_parser(description: str, *, max_train_steps: int, train_batch_size: int
     return parser
 
 
-def log_results(name: str, **results: float | str) -> None:
-    """Write what was measured of one model, and in which world, into the raw results, which the docs quote."""
+def log_results(folder: Path, name: str, **results: float | str) -> None:
+    """Write what was measured of one model, and in which world, into the folder's results.json."""
     rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in results.items()}
-    edit_json(RESULTS, lambda known: known | {name: {**rounded, "world": world()}})
+    edit_json(folder / "results.json", lambda known: known | {name: {**rounded, "world": world()}})
     print(name, rounded)
 
 
