@@ -42,7 +42,7 @@ def truth(scenes: Scenes, rows: Tensor) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, max_train_steps=3000, train_batch_size=64)
+    parser = make_parser(__doc__, max_train_steps=2000, train_batch_size=64)
     parser.add_argument("--name", choices=JUDGES, default="judge")
     args = parser.parse_args()
     architecture, seed = JUDGES[args.name]
