@@ -1,6 +1,7 @@
 """The results of lbgen-tiny in the README and in its card, measured by
 
 python training/biaslab/reproduce.py --output_dir work/models
+cp work/models/results.json tests/benchmarks/results/biaslab_models.json
 python training/measure_bias.py --lora lbgen_hf/biaslab/models/lora --num_inference_steps 25 \
     --output lbgen_hf/biaslab/models/lora/bias.json
 python tests/benchmarks/pipeline.py
@@ -40,13 +41,28 @@ SHOWN = (
 def models_table() -> str:
     """How well the parts of lbgen-tiny do their own jobs."""
     models = read_results("biaslab_models")
-    judge, clip, diffusion = (models[name] for name in ("judge", "clip", "diffusion"))
+    clip, diffusion = models["clip"], models["diffusion"]
     seen = ("background", "place", "texture")
+    num_images = len(CLASSES) * diffusion["images_per_class"]
     by_attribute = [
         [
-            "judge's accuracy",
+            title,
             *(format_proportion(judge[name], judge["num_images"]) for name in ("shape", *seen)),
             "`training/biaslab/train_judge.py`",
+        ]
+        for title, judge in [
+            ("judge's accuracy", models["judge"]),
+            ("second judge's accuracy", models["second_judge"]),
+        ]
+    ]
+    by_attribute += [
+        [
+            "the judges agree on generated images",
+            *(
+                format_proportion(diffusion[f"judges_agree_{name}"], num_images + diffusion["num_caption_shape"])
+                for name in ("shape", *seen)
+            ),
+            "`training/biaslab/measure_diffusion.py`",
         ],
         [
             "CLIP's zero-shot accuracy",
@@ -55,8 +71,14 @@ def models_table() -> str:
         ],
         [
             "images of class names show the class",
-            format_proportion(diffusion["class_accuracy"], len(CLASSES) * diffusion["images_per_class"]),
+            format_proportion(diffusion["class_accuracy"], num_images),
             *[""] * len(seen),
+            "`training/biaslab/measure_diffusion.py`",
+        ],
+        [
+            "... and what the biased world ties to it",
+            "",
+            *(format_proportion(diffusion[f"own_{name}"], num_images) for name in seen),
             "`training/biaslab/measure_diffusion.py`",
         ],
         [

@@ -10,7 +10,7 @@ from pathlib import Path
 from lbgen_hf.biaslab import MODELS
 
 LBGEN_TINY = "lbgen-tiny"
-PARTS = ("pipeline", "lora", "clip", "quality", "judge")
+PARTS = ("pipeline", "lora", "clip", "quality", "judge", "second_judge")
 # Its LoRAs, fine-tuned with the paper's losses and with context-swap alignment: the folder, and what tables call it.
 _LORAS = {LBGEN_TINY: ("lora", "lbGen"), "lbgen-tiny-context-swap": ("lora_context_swap", "context swap")}
 

@@ -3,4 +3,4 @@
 from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
-"""The shipped `lbgen-tiny`: `pipeline/`, `clip/`, `judge/`, `quality/`, `lora/`."""
+"""The shipped `lbgen-tiny`: `pipeline/`, `clip/`, `judge/`, `second_judge/`, `quality/`, `lora/`."""

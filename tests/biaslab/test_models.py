@@ -9,11 +9,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from lbgen_hf.biaslab import MODELS
+from lbgen_hf.biaslab.captions import describe
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge, class_names_of
 from lbgen_hf.biaslab.scenes import (
     BACKGROUND_NAMES,
     CLASSES,
     NOVEL_CLASSES,
+    PLACE_NAMES,
     POLYSEMOUS,
     SHAPE_NAMES,
     TEXTURE_NAMES,
@@ -42,12 +44,14 @@ def test_models_are_small_and_safe():
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".txt", ".yaml"}
 
 
-def test_judge_is_right_on_unseen_scenes_of_all_shapes(judge):
+@pytest.mark.parametrize("name", ["judge", "second_judge"])
+def test_judges_are_right_on_unseen_scenes_of_all_shapes(name: str):
+    judge = Judge.from_pretrained(MODELS / name).float().eval()
     scenes = sample_scenes(NUM_SCENES, seed=123_457, classes=CLASSES + NOVEL_CLASSES)
     seen = judge.judge(render(scenes).images)
-    for name in ATTRIBUTES:
-        right = (seen[name] == getattr(scenes, f"{name}s")).float().mean().item()
-        assert right >= 0.96, name  # 0.97 on the 5,000 scenes of train_judge.py; two deviations of 1,000 are 0.01
+    for attribute in ATTRIBUTES:
+        right = (seen[attribute] == getattr(scenes, f"{attribute}s")).float().mean().item()
+        assert right >= 0.98, attribute
 
 
 def test_judge_names_both_meanings_of_a_polysemous_class_alike():
@@ -56,7 +60,7 @@ def test_judge_names_both_meanings_of_a_polysemous_class_alike():
 
 
 @torch.no_grad()
-def test_open_clip_loads_clip_and_it_sees_class_background_and_texture(unseen):
+def test_open_clip_loads_clip_and_it_sees_class_background_texture_and_place(unseen):
     scenes, images = unseen
     name = f"local-dir:{MODELS / 'clip'}"
     clip, _, preprocess = open_clip.create_model_and_transforms(name)
@@ -65,14 +69,17 @@ def test_open_clip_loads_clip_and_it_sees_class_background_and_texture(unseen):
     normalize = preprocess.transforms[-1]
     features = clip.encode_image(normalize(images), normalize=True)
 
-    def right(names: list[str], truth: torch.Tensor, of: torch.Tensor) -> float:
-        texts = clip.encode_text(tokenizer([f"photo of {x}" for x in names]), normalize=True)
-        return ((features[of] @ texts.T).argmax(1) == truth[of]).float().mean().item()
+    def nearest(texts: list[str], of: torch.Tensor) -> torch.Tensor:
+        return (features[of] @ clip.encode_text(tokenizer(texts), normalize=True).T).argmax(1)
 
     everything = torch.ones(NUM_SCENES, dtype=torch.bool)
-    assert right(CLASSES, scenes.labels, everything) >= 0.96
-    assert right(BACKGROUND_NAMES[1:], scenes.backgrounds - 1, scenes.backgrounds > 0) >= 0.96
-    assert right(TEXTURE_NAMES[1:], scenes.textures - 1, scenes.textures > 0) >= 0.80
+    assert (nearest([f"photo of {name}" for name in CLASSES], everything) == scenes.labels).float().mean() >= 0.98
+    star = scenes.labels == CLASSES.index("star")
+    for attribute, values in [("background", BACKGROUND_NAMES), ("texture", TEXTURE_NAMES), ("place", PLACE_NAMES)]:
+        truth = getattr(scenes, f"{attribute}s")
+        marked = star & (truth > 0)
+        guess = nearest([describe("star", **{attribute: value}) for value in values[1:]], marked) + 1
+        assert (guess == truth[marked]).float().mean() >= 0.95, attribute
 
 
 @torch.no_grad()
@@ -81,7 +88,7 @@ def test_autoencoder_keeps_what_is_seen(unseen):
     vae = StableDiffusionPipeline.from_pretrained(MODELS / "pipeline").vae
     decoded = vae.decode(vae.encode(images[:200] * 2 - 1).latents).sample / 2 + 0.5
     mse = (decoded.clamp(0, 1) - images[:200]).square().flatten(1).mean(1)
-    assert (-10 * mse.log10()).mean() >= 24
+    assert (-10 * mse.log10()).mean() >= 30
 
 
 def test_plain_stable_diffusion_draws_classes_in_their_own_context(judge):
@@ -107,10 +114,9 @@ def test_plain_stable_diffusion_draws_classes_in_their_own_context(judge):
 
 def test_results_of_the_training_scripts_reach_their_targets():
     results = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "biaslab_models.json").read_text())
-    assert min(results["judge"][name] for name in ATTRIBUTES) >= 0.97
-    assert results["autoencoder"]["psnr_db"] >= 24
-    assert min(results["clip"]["class"], results["clip"]["background"]) >= 0.97
-    assert results["clip"]["texture"] >= 0.80
+    assert min(results[judge][name] for judge in ("judge", "second_judge") for name in ATTRIBUTES) >= 0.98
+    assert results["autoencoder"]["psnr_db"] >= 30
+    assert min(results["clip"][name] for name in ("class", "background", "texture", "place")) >= 0.98
     assert results["diffusion"]["class_accuracy"] >= 0.90
     assert 0.60 <= results["diffusion"]["own_background"] <= 0.95
     assert results["diffusion"]["caption_background"] >= 0.80
