@@ -1,8 +1,7 @@
 """The tables of biaslab.md, measured by
 
-python training/measure_bias.py --lora seed-0 seed-1 seed-2 --num_inference_steps 25 \
-    --output tests/benchmarks/results/lora_seeds.json
-python training/measure_curve.py seed-1 --output tests/benchmarks/results/lora_curve.json
+the commands of context_swap_results.py, and
+python training/measure_curve.py paper-0 --output tests/benchmarks/results/lora_curve.json
 python tests/benchmarks/training_levers.py --minutes 2.5 --images_per_class 25
 """
 
@@ -15,18 +14,19 @@ LEVERS = ("mi_background", "mi_place", "class_accuracy", "quality", "distance_wi
 
 
 def seeds_table() -> str:
-    """One column a seed of the fine-tuning: its change against the base model."""
-    options, measured = read_bias(RESULTS / "lora_seeds.json")
-    base = measured.pop("base")
+    """One column a seed of the fine-tuning with the paper's losses: its change against the base model."""
+    options, measured = read_bias(RESULTS / "alignments.json")
+    base = measured["base"]
+    runs = {name.removeprefix("paper-"): table for name, table in measured.items() if name.startswith("paper-")}
     rows = [
         [
             name.replace("_", " "),
             format_interval(row["base"]),
-            *(format_percent(table[name]["relative"]) for table in measured.values()),
+            *(format_percent(table[name]["relative"]) for table in runs.values()),
         ]
         for name, row in base.items()
     ]
-    header = ["metric", "base", *(f"seed {i}" for i in range(len(measured)))]
+    header = ["metric", "base", *(f"seed {seed}" for seed in runs)]
     return f"{describe_sampling(options)}\n\n{markdown_table(header, rows)}"
 
 

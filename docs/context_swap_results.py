@@ -2,14 +2,16 @@
 
 accelerate launch training/train_lbgen.py --config training/configs/tiny.yaml training/configs/context_swap.yaml \
     --seed 0 --output_dir context-swap-0    # and seeds 1, 2
-python training/measure_bias.py --lora paper context-swap-0 context-swap-1 context-swap-2 --num_inference_steps 25 \
-    --save_images images --output tests/benchmarks/results/alignments.json
-python training/biaslab/measure_downstream.py \
-    images/{base,paper,context-swap-0,context-swap-1,context-swap-2}.safetensors \
+accelerate launch training/train_lbgen.py --seed 0 --output_dir paper-0    # and seeds 1, 2
+python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --num_inference_steps 25 \
+    --save_images images --output tests/benchmarks/results/alignments.json    # and once more with the second judge:
+python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --num_inference_steps 25 \
+    --save_images images --judge second_judge --output tests/benchmarks/results/alignments_second_judge.json
+python training/biaslab/measure_downstream.py images/{base,{paper,context-swap}-{0,1,2}}.safetensors \
     --output tests/benchmarks/results/downstream.json
 """
 
-from tables import RESULTS, describe_sampling, markdown_table, read_bias, read_results
+from tables import RESULTS, describe_sampling, format_mean, markdown_table, read_bias, read_results
 
 from lbgen_hf.biaslab.measure import format_interval
 
@@ -28,8 +30,11 @@ README_METRICS = (
     "class_accuracy",
     *(f"{metric}_{name}" for name in ("background", "texture", "place") for metric in ("mi", "mi_marked", "entropy")),
     "plain_background",
+    "hue_spread",
+    "quality",
     "distance_within_class",
 )
+SECOND_METRICS = ("class_accuracy", *(f"mi_{name}" for name in ("background", "texture", "place")))
 TESTS = ("unbiased", "cue_conflict", "says_context", "plain", "own_context")
 
 
@@ -39,7 +44,7 @@ def _signed(values: list[float]) -> str:
 
 
 def bias_table(metrics: tuple[str, ...]) -> str:
-    """One column a model, one line a metric."""
+    """One column a run, one line a metric."""
     options, measured = read_bias(RESULTS / "alignments.json")
     base = measured.pop("base")
     rows = [
@@ -51,6 +56,31 @@ def bias_table(metrics: tuple[str, ...]) -> str:
         for metric in metrics
     ]
     return f"{describe_sampling(options)}\n\n{markdown_table(['metric', 'base', *measured], rows)}"
+
+
+def mean_table(metrics: tuple[str, ...], judge: str = "") -> str:
+    """One column an alignment, one line a metric: the mean over the runs.
+
+    Args:
+        metrics: those to show.
+        judge: "_second_judge" for what the second judge sees.
+    """
+    options, measured = read_bias(RESULTS / f"alignments{judge}.json")
+    base = measured.pop("base")
+    runs: dict[str, list[dict[str, dict]]] = {}
+    for name, table in measured.items():
+        runs.setdefault(name.rsplit("-", 1)[0], []).append(table)
+    rows = [
+        [
+            metric.replace("_", " "),
+            format_interval(base[metric]["base"]),
+            *(format_mean([table[metric]["tuned"][0] for table in tables]) for tables in runs.values()),
+        ]
+        for metric in metrics
+    ]
+    header = ["metric", "base", *(f"{name}, {len(tables)} runs" for name, tables in runs.items())]
+    how = f"{describe_sampling(options)} Those of the base model are over images, the others over runs."
+    return f"{how}\n\n{markdown_table(header, rows)}"
 
 
 def downstream_table() -> str:
@@ -84,8 +114,13 @@ def gains_table() -> str:
 
 
 def tables() -> dict[str, str]:
-    return {"alignments": bias_table(METRICS), "downstream": downstream_table(), "gains": gains_table()}
+    return {
+        "alignments": bias_table(METRICS),
+        "second": mean_table(SECOND_METRICS, "_second_judge"),
+        "downstream": downstream_table(),
+        "gains": gains_table(),
+    }
 
 
 def readme_tables() -> dict[str, str]:
-    return {"alignments": bias_table(README_METRICS), "downstream": downstream_table()}
+    return {"alignments": mean_table(README_METRICS), "downstream": downstream_table()}

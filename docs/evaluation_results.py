@@ -4,7 +4,7 @@ python tests/benchmarks/evaluation.py
 
 python training/train_backbone.py --config training/configs/backbone_biaslab.yaml --data scenes \
     --output_dir backbone --num_train_epochs 10
-python tests/benchmarks/perception.py backbone work --fractions 1
+python tests/benchmarks/perception.py backbone work
 
 `scenes` are 6,400 rendered scenes without bias, in class folders.
 """

@@ -3,6 +3,7 @@
     python training/measure_bias.py                              # the base model alone
     python training/measure_bias.py --lora out other-seed/out --output measured.json
     python training/measure_bias.py --lora out/checkpoint-*      # the whole curve against steps
+    python training/measure_bias.py --lora out --judge second_judge  # is it a habit of the first judge?
 
 All sample from the same noise. Intervals are 95 %, from a bootstrap over the images of each class.
 """
@@ -30,6 +31,7 @@ from lbgen_hf.biaslab.measure import (
 from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.evaluation.observers import load_observers
 from lbgen_hf.files import require_writable, write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
@@ -46,7 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lora", type=Path, nargs="*", default=[], help="Folders with pytorch_lora_weights.safetensors."
     )
-    parser.add_argument("--models", type=Path, default=MODELS, help="The folder of judge/, clip/ and quality/.")
+    parser.add_argument("--models", type=Path, default=MODELS, help="The folder of the judges, clip/ and quality/.")
+    parser.add_argument("--judge", choices=["judge", "second_judge"], default="judge")
     parser.add_argument("--images_per_class", type=int, default=100)
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--guidance_scale", type=float, default=2.0)
@@ -92,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
     for folder in args.lora:
         if not (folder / LORA_FILE).is_file():
             raise UserError(f"{folder} holds no {LORA_FILE}")
-    observers = load_observers(args.models)
+    observers = load_observers(args.models, args.judge)
     pipe = LbGenPipeline.from_pretrained(args.pretrained_model_name_or_path)
     pipe.set_progress_bar_config(disable=True)
 
@@ -117,7 +120,8 @@ def main(args: argparse.Namespace) -> None:
         if name != "base" or len(tables) == 1:
             print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
     if args.output:
-        args.output.write_text(json.dumps({"options": recorded, "tables": tables}, indent=1) + "\n", encoding="utf-8")
+        content = {"options": {**recorded, "judge": args.judge}, "world": world(), "tables": tables}
+        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

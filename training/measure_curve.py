@@ -18,6 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from lbgen_hf.biaslab.measure import compare, format_comparison, judge_images, measure
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE
 from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.evaluation.observers import load_observers
 from lbgen_hf.files import require_writable
 
@@ -57,8 +58,8 @@ def main(args: argparse.Namespace) -> None:
     for name, rows in tables.items():
         print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
     if args.output:
-        options = {"images_per_class": str(images[0].shape[1])}
-        args.output.write_text(json.dumps({"options": options, "tables": tables}, indent=1) + "\n", encoding="utf-8")
+        content = {"options": {"images_per_class": str(images[0].shape[1])}, "world": world(), "tables": tables}
+        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def make_parser() -> argparse.ArgumentParser:

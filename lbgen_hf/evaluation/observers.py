@@ -9,15 +9,16 @@ from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality.tiny import TinyScorer
 
 
-def load_observers(models: Path = MODELS) -> dict[str, Callable]:
+def load_observers(models: Path = MODELS, judge: str = "judge") -> dict[str, Callable]:
     """The observers of `lbgen_hf.biaslab.measure.judge_images`, by its arguments' names.
 
     Args:
-        models: the folder of judge/, clip/ and quality/.
+        models: the folder of judge/, second_judge/, clip/ and quality/.
+        judge: the judge's folder there.
     """
     clip = ClipFeatures.from_pretrained(models / "clip")
     return {
-        "judge": Judge.from_pretrained(models / "judge").eval(),
+        "judge": Judge.from_pretrained(models / judge).eval(),
         "image_features": clip.image_features,
         "text_features": clip.text_features,
         "score": TinyScorer.from_pretrained(models / "quality").freeze(),

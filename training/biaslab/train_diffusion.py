@@ -92,7 +92,7 @@ def encode_scenes(vae: AutoencoderTiny, path: Path, **sampling) -> tuple[Scenes,
 
 
 def main() -> None:
-    parser = make_parser(__doc__, max_train_steps=8_000, train_batch_size=64)
+    parser = make_parser(__doc__, max_train_steps=6_000, train_batch_size=64)
     parser.add_argument("--learning_rate", type=float, default=7e-4)
     args = parser.parse_args()
     torch.manual_seed(0)

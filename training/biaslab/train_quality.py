@@ -125,6 +125,7 @@ def main() -> None:
         args.output_dir,
         "quality",
         steps=args.max_train_steps,
+        num_images=len(images),
         **rank_correlations(scorer, images, generator),
         **preferences(scorer, images, scenes),
         **ways_back(scorer, images[:200], generator),
