@@ -1,41 +1,13 @@
-"""The results of lbgen-tiny in the README and in its card, measured by
+"""The results of lbgen-tiny's parts in the README, measured by
 
 python training/biaslab/reproduce.py --output_dir work/models
 cp work/models/results.json tests/benchmarks/results/biaslab_models.json
-python training/measure_bias.py --lora lbgen_hf/biaslab/models/lora --num_inference_steps 25 \
-    --output lbgen_hf/biaslab/models/lora/bias.json
 python tests/benchmarks/pipeline.py
 """
 
-import re
+from tables import format_proportion, format_rank_correlation, format_ratio, markdown_table, read_results
 
-import yaml
-from tables import (
-    bullet,
-    describe_sampling,
-    format_proportion,
-    format_rank_correlation,
-    format_ratio,
-    markdown_table,
-    read_bias,
-    read_results,
-)
-
-from lbgen_hf.biaslab import MODELS
-from lbgen_hf.biaslab.measure import format_interval, format_percent
 from lbgen_hf.biaslab.scenes import CLASSES
-
-# What the README tells of the LoRA; the card has all metrics.
-SHOWN = (
-    "mi_background",
-    "mi_place",
-    "mi_texture",
-    "own_background",
-    "commonest_background",
-    "class_accuracy",
-    "quality",
-    "distance_within_class",
-)
 
 
 def models_table() -> str:
@@ -115,75 +87,5 @@ def _other_parts_table(models: dict) -> str:
     return markdown_table(["result", "value", "script"], rows)
 
 
-def _lora_rows() -> tuple[dict[str, str], dict[str, dict]]:
-    """How the shipped LoRA was measured, and its rows by metric."""
-    options, measured = read_bias(MODELS / "lora" / "bias.json")
-    return options, next(rows for name, rows in measured.items() if name != "base")
-
-
-def lora_table(metrics: tuple[str, ...] | None = None) -> str:
-    """What the shipped LoRA changes; all metrics by default."""
-    options, rows = _lora_rows()
-    cells = [
-        [
-            name.replace("_", " "),
-            format_interval(rows[name]["base"]),
-            format_interval(rows[name]["tuned"]),
-            format_percent(rows[name]["relative"]),
-        ]
-        for name in metrics or rows
-    ]
-    return f"{describe_sampling(options)}\n\n{markdown_table(['metric', 'base', 'lbGen', 'change'], cells)}"
-
-
-def _from_to(row: dict) -> str:
-    return f"from {format_interval(row['base'])} to {format_interval(row['tuned'])}"
-
-
-def turned_plain() -> str:
-    """How much of the fall of the bias is that images turn plain."""
-    _, rows = _lora_rows()
-    return bullet(
-        "**The bias falls partly because images turn plain.** The mutual information of class and background changes by"
-        f" {format_percent(rows['mi_background']['relative'])}, but the share of the commonest background goes"
-        f" {_from_to(rows['commonest_background'])}; with the LoRA it is the plain one."
-    )
-
-
-def accuracy_by_observer() -> str:
-    """Class accuracy under the reward, from the validation of the run that made the LoRA, and under the judge."""
-    options, rows = _lora_rows()
-    count = len(CLASSES) * int(options["images_per_class"])
-    validated = _validation_of_the_run()
-    under_clip = " to ".join(format_proportion(value, validated["count"]) for value in validated["class_accuracy"])
-    return bullet(
-        "**The class becomes less certain, although the reward does not say so.** Under CLIP, which is the reward,"
-        f" class accuracy goes from {under_clip} ({validated['count']} validation images of"
-        f" `training/train_lbgen.py`). Under the independent judge it goes {_from_to(rows['class_accuracy'])}"
-        f" ({count:,} images of `training/measure_bias.py`)."
-    )
-
-
-def _validation_of_the_run() -> dict:
-    """The class accuracy of the first and the kept step in the card that the training wrote beside the LoRA."""
-    folder = MODELS / "lora"
-    table = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (folder / "README.md").read_text(encoding="utf-8").splitlines()
-        if re.match(r"\| (step|\d+) \|", line)
-    ]
-    column = table[0].index("class_accuracy")
-    config = yaml.safe_load((folder / "lbgen_config.yaml").read_text(encoding="utf-8"))
-    return {
-        "class_accuracy": [float(row[column]) for row in table[1:]],
-        "count": len(CLASSES) * config["validation_images_per_class"],
-    }
-
-
-def readme_tables() -> dict[str, str]:
-    cautions = f"{turned_plain()}\n{accuracy_by_observer()}"
-    return {"lora": lora_table(SHOWN), "cautions": cautions, "models": models_table()}
-
-
-def card_tables() -> dict[str, str]:
-    return {"bias": lora_table(), "plain": turned_plain()}
+def tables() -> dict[str, str]:
+    return {"models": models_table()}

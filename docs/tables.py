@@ -4,7 +4,6 @@ import json
 import math
 import re
 import statistics
-import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -65,11 +64,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with a line for each row; underscores in the header become spaces."""
     lines = [[name.replace("_", " ") for name in header], ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def bullet(text: str) -> str:
-    """An item of a list, wrapped as the pages are."""
-    return textwrap.fill(f"- {text}", width=124, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def filled(page: str, texts: dict[str, str]) -> str:

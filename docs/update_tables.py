@@ -22,14 +22,14 @@ from tables import fill_in
 ROOT = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "docs/audit.md": audit_results.tables,
-    "README.md": lambda: lbgen_tiny_results.readme_tables() | context_swap_results.readme_tables(),
+    "README.md": lambda: lbgen_tiny_results.tables() | context_swap_results.readme_tables(),
     "docs/biaslab.md": biaslab_results.tables,
     "docs/context_swap.md": context_swap_results.tables,
     "docs/evaluation.md": evaluation_results.tables,
     "docs/reproduction.md": reproduction_results.tables,
     "docs/sd15.md": training_results.tables,
     "docs/synthesis.md": synthesis_results.tables,
-    "model_cards/lbgen-tiny.md": lbgen_tiny_results.card_tables,
+    "model_cards/lbgen-tiny.md": context_swap_results.card_tables,
 }
 
 
