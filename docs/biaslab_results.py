@@ -2,15 +2,13 @@
 
 the commands of context_swap_results.py, and
 python training/measure_curve.py paper-0 --output tests/benchmarks/results/lora_curve.json
-python tests/benchmarks/training_levers.py --minutes 2.5 --images_per_class 25
 """
 
-from tables import RESULTS, describe_sampling, markdown_table, read_bias, read_results
+from tables import RESULTS, describe_sampling, markdown_table, read_bias
 
 from lbgen_hf.biaslab.measure import format_interval, format_percent
 
 CURVE = ("mi_background", "mi_texture", "mi_place", "class_accuracy", "quality", "distance_within_class")
-LEVERS = ("mi_background", "mi_place", "class_accuracy", "quality", "distance_within_class")
 
 
 def seeds_table() -> str:
@@ -43,25 +41,5 @@ def curve_table() -> str:
     return f"{how}\n\n{markdown_table(['step', *CURVE], rows)}"
 
 
-def levers_table() -> str:
-    """One row a variant of the training: steps in equal time, and what they changed."""
-    measured = read_results("training_levers")
-    rows = [
-        [
-            name,
-            f"{variant['seconds_a_step']:.2f}",
-            str(variant["steps"]),
-            *(format_percent(variant["relative"][metric]) for metric in LEVERS),
-        ]
-        for name, variant in measured["variants"].items()
-    ]
-    settings = measured["settings"]
-    how = (
-        f"{settings['minutes']} minutes of training each; {settings['images_per_class']} images of each class,"
-        f" {settings['num_inference_steps']} steps; changes against the base model, 95 % intervals."
-    )
-    return f"{how}\n\n{markdown_table(['training', 's a step', 'steps', *LEVERS], rows)}"
-
-
 def tables() -> dict[str, str]:
-    return {"seeds": seeds_table(), "curve": curve_table(), "levers": levers_table()}
+    return {"seeds": seeds_table(), "curve": curve_table()}

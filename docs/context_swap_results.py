@@ -11,7 +11,7 @@ python training/biaslab/measure_downstream.py images/{base,{paper,context-swap}-
     --output tests/benchmarks/results/downstream.json
 """
 
-from tables import RESULTS, describe_sampling, format_mean, markdown_table, read_bias, read_results
+from tables import RESULTS, describe_sampling, markdown_table, read_bias, read_results
 
 from lbgen_hf.biaslab.measure import format_interval
 
@@ -44,45 +44,26 @@ def _signed(values: list[float]) -> str:
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values))
 
 
-def bias_table(metrics: tuple[str, ...], runs: tuple[str, ...] | None = None) -> str:
-    """One column a run (default: all), one line a metric."""
-    options, measured = read_bias(RESULTS / "alignments.json")
-    base = measured.pop("base")
-    measured = {name: measured[name] for name in runs or measured}
-    rows = [
-        [
-            metric.replace("_", " "),
-            format_interval(base[metric]["base"]),
-            *(format_interval(table[metric]["tuned"]) for table in measured.values()),
-        ]
-        for metric in metrics
-    ]
-    return f"{describe_sampling(options)}\n\n{markdown_table(['metric', 'base', *measured], rows)}"
-
-
-def mean_table(metrics: tuple[str, ...], judge: str = "") -> str:
-    """One column an alignment, one line a metric: the mean over the runs.
+def bias_table(metrics: tuple[str, ...], runs: tuple[str, ...] | None = None, judge: str = "") -> str:
+    """One column a run, one line a metric.
 
     Args:
         metrics: those to show.
+        runs: those to show; default: all.
         judge: "_second_judge" for what the second judge sees.
     """
     options, measured = read_bias(RESULTS / f"alignments{judge}.json")
     base = measured.pop("base")
-    runs: dict[str, list[dict[str, dict]]] = {}
-    for name, table in measured.items():
-        runs.setdefault(name.rsplit("-", 1)[0], []).append(table)
+    runs = runs or tuple(measured)
     rows = [
         [
             metric.replace("_", " "),
             format_interval(base[metric]["base"]),
-            *(format_mean([table[metric]["tuned"][0] for table in tables]) for tables in runs.values()),
+            *(format_interval(measured[run][metric]["tuned"]) for run in runs),
         ]
         for metric in metrics
     ]
-    header = ["metric", "base", *(f"{name}, {len(tables)} runs" for name, tables in runs.items())]
-    how = f"{describe_sampling(options)} Those of the base model are over images, the others over runs."
-    return f"{how}\n\n{markdown_table(header, rows)}"
+    return f"{describe_sampling(options)}\n\n{markdown_table(['metric', 'base', *runs], rows)}"
 
 
 def downstream_table() -> str:
@@ -118,14 +99,14 @@ def gains_table() -> str:
 def tables() -> dict[str, str]:
     return {
         "alignments": bias_table(METRICS),
-        "second": mean_table(SECOND_METRICS, "_second_judge"),
+        "second": bias_table(SECOND_METRICS, judge="_second_judge"),
         "downstream": downstream_table(),
         "gains": gains_table(),
     }
 
 
 def readme_tables() -> dict[str, str]:
-    return {"alignments": mean_table(README_METRICS), "downstream": downstream_table()}
+    return {"alignments": bias_table(README_METRICS, SHIPPED), "downstream": downstream_table()}
 
 
 def card_tables() -> dict[str, str]:

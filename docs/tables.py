@@ -3,12 +3,10 @@
 import json
 import math
 import re
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scipy.stats import binomtest
-from scipy.stats import t as student_t
 
 from lbgen_hf.biaslab.measure import format_interval
 
@@ -39,13 +37,6 @@ def format_proportion(value: float, count: int) -> str:
     """A share of `count` images with its 95 % interval (Wilson): `0.990 [0.987, 0.992]`."""
     interval = binomtest(round(value * count), count).proportion_ci(method="wilson")
     return format_interval((value, interval.low, interval.high))
-
-
-def format_mean(values: Sequence[float]) -> str:
-    """The mean of some runs with its 95 % interval over them (Student's t): `0.439 [0.399, 0.482]`."""
-    mean = statistics.mean(values)
-    half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return format_interval((mean, mean - half, mean + half))
 
 
 def format_rank_correlation(value: float, count: int) -> str:
