@@ -11,6 +11,7 @@ python training/biaslab/measure_downstream.py images/{base,{paper,context-swap}-
     --output tests/benchmarks/results/downstream.json
 """
 
+from biaslab_results import curve_table
 from tables import RESULTS, describe_sampling, markdown_table, read_bias, read_results
 
 from lbgen_hf.biaslab.measure import format_interval
@@ -99,6 +100,7 @@ def gains_table() -> str:
 def tables() -> dict[str, str]:
     return {
         "alignments": bias_table(METRICS),
+        "curve": curve_table("context_swap_curve"),
         "second": bias_table(SECOND_METRICS, judge="_second_judge"),
         "downstream": downstream_table(),
         "gains": gains_table(),
