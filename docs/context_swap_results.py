@@ -3,9 +3,9 @@
 accelerate launch training/train_lbgen.py --config training/configs/tiny.yaml training/configs/context_swap.yaml \
     --seed 0 --output_dir context-swap-0    # and seeds 1, 2
 accelerate launch training/train_lbgen.py --seed 0 --output_dir paper-0    # and seeds 1, 2
-python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --num_inference_steps 25 \
+python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --images_per_class 50 --num_inference_steps 25 \
     --save_images images --output tests/benchmarks/results/alignments.json    # and once more with the second judge:
-python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --num_inference_steps 25 \
+python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --images_per_class 50 --num_inference_steps 25 \
     --save_images images --judge second_judge --output tests/benchmarks/results/alignments_second_judge.json
 python training/biaslab/measure_downstream.py images/{base,{paper,context-swap}-{0,1,2}}.safetensors \
     --output tests/benchmarks/results/downstream.json
