@@ -77,7 +77,7 @@ def caption_scenes(
 def vocabulary(name_plain: bool = False) -> list[str]:
     """Every word that a caption can hold, class names (novel ones too) and templates included, sorted."""
     phrases = [*SHAPE_NAMES, *CLASS_OF_SHAPE.values(), *TEXTURE_NAMES[1:], *BACKGROUND_NAMES[1:], *PLACE_NAMES[1:]]
-    phrases += [*(BACKGROUND_PHRASES[name] for name in BACKGROUND_NAMES[1:]), *TEMPLATES, "on the ,"]
+    phrases += [*(BACKGROUND_PHRASES[name] for name in BACKGROUND_NAMES if name), *TEMPLATES, "on the ,"]
     if name_plain:
         phrases += [*PLAIN_WORDS.values(), BACKGROUND_PHRASES[PLAIN_WORDS["background"]]]
     return sorted({word for phrase in phrases for word in phrase.replace("{}", "").split()})
