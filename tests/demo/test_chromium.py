@@ -165,7 +165,7 @@ def test_stop_ends_the_work_and_the_next_run_starts(
         page.get_by_role("button", name="Generate").click()
         page.locator("#status", has_text=re.compile("images finished, about [0-9]+ (s|min) left")).wait_for()
         slow = page.context.new_cdp_session(page)
-        slow.send("Emulation.setCPUThrottlingRate", {"rate": 20})
+        slow.send("Emulation.setCPUThrottlingRate", {"rate": 5})
         page.get_by_role("button", name="Stop").dispatch_event("click")
         page.locator("#status", has_text="Stopped").wait_for()
         slow.send("Emulation.setCPUThrottlingRate", {"rate": 1})
