@@ -9,10 +9,11 @@ python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --images_per
     --save_images images --judge second_judge --output tests/benchmarks/results/alignments_second_judge.json
 python training/biaslab/measure_downstream.py images/{base,{paper,context-swap}-{0,1,2}}.safetensors \
     --output tests/benchmarks/results/downstream.json
+python tests/benchmarks/training.py --alignments
 """
 
 from biaslab_results import curve_table
-from tables import RESULTS, describe_sampling, markdown_table, read_bias, read_results
+from tables import RESULTS, describe_sampling, format_ratio, markdown_table, read_bias, read_results
 
 from lbgen_hf.biaslab.measure import format_interval
 
@@ -97,6 +98,15 @@ def gains_table() -> str:
     return markdown_table(["trained on", "tested on", "above base", "above paper-0"], rows)
 
 
+def cost_table() -> str:
+    """A training step of each alignment."""
+    rows = [
+        [name, f"{step['seconds']:.2f}", format_ratio(step), f"{step['saved_mebibytes']:.0f}"]
+        for name, step in read_results("training_alignments")["alignments"].items()
+    ]
+    return markdown_table(["alignment", "seconds", "speed (quartiles)", "MiB kept for the gradient"], rows)
+
+
 def tables() -> dict[str, str]:
     return {
         "alignments": bias_table(METRICS),
@@ -104,6 +114,7 @@ def tables() -> dict[str, str]:
         "second": bias_table(SECOND_METRICS, judge="_second_judge"),
         "downstream": downstream_table(),
         "gains": gains_table(),
+        "cost": cost_table(),
     }
 
 
