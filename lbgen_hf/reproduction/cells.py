@@ -107,7 +107,7 @@ class Settings:
 QUICK = Settings(
     images_per_class=16,
     num_inference_steps=10,
-    num_train_epochs=20,
+    num_train_epochs=10,
     backbones=("vit",),
     few_shot_fractions=(),
     arms=("real", "unbiased", "base", "lbgen", "context_swap"),
