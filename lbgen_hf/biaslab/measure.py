@@ -30,6 +30,7 @@ from lbgen_hf.biaslab.scenes import (
 )
 
 ATTRIBUTES = {"background": BACKGROUND_NAMES, "texture": TEXTURE_NAMES, "place": PLACE_NAMES}
+SHARES = ("class_accuracy", "own_", "plain_", "commonest_")  # how the names of metrics between 0 and 1 begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +67,22 @@ class Estimate:
     """One number with its bootstrap replicates, shifted so that their mean is the estimate.
 
     A resampled table looks more dependent than its source: the shift takes that bias out.
+
+    Attributes:
+        value: the estimate.
+        replicates: (R,).
+        bounds: least and greatest possible value; a shifted replicate may lie beyond.
     """
 
     value: float
     replicates: Tensor
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 2.5 and 97.5 percentiles of the replicates."""
-        low, high = torch.quantile(self.replicates, self.replicates.new_tensor([0.025, 0.975])).tolist()
+        """The 2.5 and 97.5 percentiles of the replicates, within what is possible."""
+        quantiles = torch.quantile(self.replicates, self.replicates.new_tensor([0.025, 0.975]))
+        low, high = quantiles.clamp(*self.bounds).tolist()
         return low, high
 
     @property
@@ -206,8 +214,9 @@ def _bootstrap_weights(num_classes: int, n: int, replicates: int, seed: int) -> 
     return weights.scatter_add_(2, chosen, torch.ones((), dtype=weights.dtype).expand_as(chosen))
 
 
-def _estimate(value: Tensor, resampled: Tensor) -> Estimate:
-    return Estimate(value.item(), resampled - resampled.mean() + value.item())
+def _estimate(name: str, value: Tensor, resampled: Tensor) -> Estimate:
+    shifted = resampled - resampled.mean() + value.item()
+    return Estimate(value.item(), shifted, (0, 1)) if name.startswith(SHARES) else Estimate(value.item(), shifted)
 
 
 def measure(judgements: Judgements, replicates: int = 1000, seed: int = 0) -> dict[str, Estimate]:
@@ -225,7 +234,7 @@ def measure(judgements: Judgements, replicates: int = 1000, seed: int = 0) -> di
     once = torch.ones(1, num_classes, n, dtype=torch.float64)
     values = _metrics(judgements, once)
     resampled = _metrics(judgements, _bootstrap_weights(num_classes, n, replicates, seed))
-    return {name: _estimate(values[name], resampled[name]) for name in values}
+    return {name: _estimate(name, values[name], resampled[name]) for name in values}
 
 
 def measure_blind(base: Judgements, tuned: Judgements, replicates: int = 1000, seed: int = 0) -> dict[str, Estimate]:
@@ -243,7 +252,8 @@ def measure_blind(base: Judgements, tuned: Judgements, replicates: int = 1000, s
         share = st.plain_share(tuned.tables(name, weights))
         return st.mutual_information(st.made_plain(base.tables(name, weights), share))
 
-    return {f"mi_{name}": _estimate(blind(name, None), blind(name, weights)) for name in base.attributes}
+    names = {f"mi_{name}": name for name in base.attributes}
+    return {mi: _estimate(mi, blind(name, None), blind(name, weights)) for mi, name in names.items()}
 
 
 def by_class(judgements: Judgements, class_names: Sequence[str], name: str) -> list[dict]:

@@ -1,5 +1,6 @@
 """The measurement of bias on worlds whose bias is known."""
 
+import dataclasses
 import math
 
 import pytest
@@ -81,6 +82,23 @@ def test_intervals_cover_and_tell_worlds_apart():
     rows = {row["name"]: row for row in compare(samples[0], metrics(0.3))}
     assert rows["mi_background"]["relative"][2] < -0.4
     assert rows["class_accuracy"]["change"] == (0, 0, 0)
+
+
+def test_no_interval_of_a_share_leaves_0_to_1():
+    """One image of all is marked, and shows its class's own value: resamples without it pull the others beyond one."""
+    scenes = images_of_world(0.0)
+    plain = {name: torch.zeros(len(CLASSES), N, dtype=torch.long) for name in ("background", "texture", "place")}
+    plain["texture"][0, 0] = own_attributes(0)[0]
+    judged = judge_images(scenes, CLASSES, true_judge)
+    measured = measure(dataclasses.replace(judged, attributes=plain))
+    own = measured["own_of_marked_texture"]
+    assert own.value == 1
+    assert own.replicates.max() > 1.2
+    assert own.interval[1] == 1
+    accuracy = measured["class_accuracy"]
+    assert accuracy.triple == (1, 1, 1)
+    change = {row["name"]: row["change"] for row in compare(measured, measured)}
+    assert change["own_of_marked_texture"] == (0, 0, 0)
 
 
 def test_wrong_classes_are_counted():
