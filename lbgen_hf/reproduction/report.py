@@ -6,7 +6,7 @@ Every table is made of report.json alone.
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     by_seed = [_each_seed(report, name) for name in dict.fromkeys(name for name, _ in report["pairs"])]
     return {
         "settings": _settings(report),
-        "orders": "\n\n".join([_summary(report), *(_orders(report, group) for group in GROUPS)]).rstrip(),
+        "orders": "\n\n".join([_summary(report), *_orders(report)]),
         "backbones": "\n\n".join([_metrics(report, BACKBONE_METRICS, 1), *by_seed]),
         "images": _metrics(report, IMAGE_METRICS, 2),
         "shapes": _shapes(report),
@@ -174,14 +174,15 @@ def _summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _orders(report: dict[str, Any], group: str) -> str:
-    orders = [order for order in report["orders"] if order["group"] == group]
-    if not orders:
-        return ""
-    orders.sort(key=lambda order: _WORST_FIRST.index(order["verdict"]))
+def _orders(report: dict[str, Any]) -> Iterator[str]:
+    """A table for each group that has orders in this run."""
     header = ["verdict", "from", "expected", "paper", "difference", "p", "smallest effect"]
-    table = markdown_table(header, [_order_row(report, order) for order in orders])
-    return f"### {GROUPS[group][0].upper()}{GROUPS[group][1:]}\n\n{table}"
+    for group, title in GROUPS.items():
+        orders = [order for order in report["orders"] if order["group"] == group]
+        orders.sort(key=lambda order: _WORST_FIRST.index(order["verdict"]))
+        if orders:
+            table = markdown_table(header, [_order_row(report, order) for order in orders])
+            yield f"### {title[0].upper()}{title[1:]}\n\n{table}"
 
 
 def _order_row(report: dict[str, Any], order: dict[str, Any]) -> list[str]:
