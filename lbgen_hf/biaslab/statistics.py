@@ -2,7 +2,7 @@
 
 Every function takes tables (..., C, V) of float counts, whole or weighted, and is batched over the leading dimensions
 (bootstrap replicates). Entropies are in nats, with Miller and Madow's correction: each is its plug-in estimate plus
-(occupied bins - 1) / (2 N).
+(occupied bins - 1) / (2 N). Where bins outnumber images, information still comes out too high.
 """
 
 import torch
