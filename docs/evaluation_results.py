@@ -22,13 +22,13 @@ def perception_table() -> str:
         for run in measured[task]:
             for metric in metrics:
                 score = format_interval((run[metric], *run[f"{metric}_interval"]))
-                rows.append([task, f"{run['fraction']:g}", metric, score, f"{run['seconds'] / 60:.1f}"])
+                rows.append([task, f"{run['fraction']:g}", metric, score, f"{run['cpu_seconds'] / 60:.1f}"])
     world, images = measured["world"], measured["num_images"]
     how = (
         f"biaslab {world['version']} ({world['hash']}), scenes without bias: {images['train']} to train on,"
         f" {images['val']} to validate; one seed, one CPU thread; 95 % intervals over images."
     )
-    return f"{how}\n\n{markdown_table(['task', 'fraction', 'metric', 'score', 'minutes'], rows)}"
+    return f"{how}\n\n{markdown_table(['task', 'fraction', 'metric', 'score', 'CPU minutes'], rows)}"
 
 
 def speed_table() -> str:
