@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from lbgen_hf.biaslab.downstream import estimate_accuracy, evaluate_training_set, make_test_sets
 from lbgen_hf.biaslab.measure import Estimate
-from lbgen_hf.biaslab.scenes import WORLD_VERSION, render, sample_scenes, world_hash
+from lbgen_hf.biaslab.scenes import render, sample_scenes
 from lbgen_hf.errors import UserError, first_line, report_errors
+from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.files import require_writable, write_atomically
 
 BIAS = 0.6  # of the biased scenes: about what guidance makes of the base model's
@@ -93,8 +94,7 @@ def main(args: argparse.Namespace) -> None:
             rows.append(row)
         print(name, {test: round(e.value, 3) for test, e in estimates[name].items()}, flush=True)
     settings = {"images": len(next(iter(sets.values()))[1]), "num_seeds": args.num_seeds, "steps": args.steps}
-    world = {"version": WORLD_VERSION, "hash": world_hash()}
-    write_atomically(args.output, json.dumps({"world": world, "settings": settings, "rows": rows}, indent=1) + "\n")
+    write_atomically(args.output, json.dumps({"world": world(), "settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
