@@ -30,6 +30,7 @@ from lbgen_hf.biaslab.scenes import (
 )
 
 ATTRIBUTES = {"background": BACKGROUND_NAMES, "texture": TEXTURE_NAMES, "place": PLACE_NAMES}
+UNBOUNDED = (-math.inf, math.inf)
 SHARES = ("class_accuracy", "own_", "plain_", "commonest_")  # how the names of metrics between 0 and 1 begin
 
 
@@ -76,7 +77,7 @@ class Estimate:
 
     value: float
     replicates: Tensor
-    bounds: tuple[float, float] = (-math.inf, math.inf)
+    bounds: tuple[float, float] = UNBOUNDED
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -214,9 +215,8 @@ def _bootstrap_weights(num_classes: int, n: int, replicates: int, seed: int) -> 
     return weights.scatter_add_(2, chosen, torch.ones((), dtype=weights.dtype).expand_as(chosen))
 
 
-def _estimate(name: str, value: Tensor, resampled: Tensor) -> Estimate:
-    shifted = resampled - resampled.mean() + value.item()
-    return Estimate(value.item(), shifted, (0, 1)) if name.startswith(SHARES) else Estimate(value.item(), shifted)
+def _estimate(value: Tensor, resampled: Tensor, bounds: tuple[float, float] = UNBOUNDED) -> Estimate:
+    return Estimate(value.item(), resampled - resampled.mean() + value.item(), bounds)
 
 
 def measure(judgements: Judgements, replicates: int = 1000, seed: int = 0) -> dict[str, Estimate]:
@@ -234,7 +234,10 @@ def measure(judgements: Judgements, replicates: int = 1000, seed: int = 0) -> di
     once = torch.ones(1, num_classes, n, dtype=torch.float64)
     values = _metrics(judgements, once)
     resampled = _metrics(judgements, _bootstrap_weights(num_classes, n, replicates, seed))
-    return {name: _estimate(name, values[name], resampled[name]) for name in values}
+    return {
+        name: _estimate(values[name], resampled[name], (0, 1) if name.startswith(SHARES) else UNBOUNDED)
+        for name in values
+    }
 
 
 def measure_blind(base: Judgements, tuned: Judgements, replicates: int = 1000, seed: int = 0) -> dict[str, Estimate]:
@@ -252,8 +255,7 @@ def measure_blind(base: Judgements, tuned: Judgements, replicates: int = 1000, s
         share = st.plain_share(tuned.tables(name, weights))
         return st.mutual_information(st.made_plain(base.tables(name, weights), share))
 
-    names = {f"mi_{name}": name for name in base.attributes}
-    return {mi: _estimate(mi, blind(name, None), blind(name, weights)) for mi, name in names.items()}
+    return {f"mi_{name}": _estimate(blind(name, None), blind(name, weights)) for name in base.attributes}
 
 
 def by_class(judgements: Judgements, class_names: Sequence[str], name: str) -> list[dict]:
