@@ -117,11 +117,11 @@ def test_results_of_the_training_scripts_reach_their_targets():
     assert min(results[judge][name] for judge in ("judge", "second_judge") for name in ATTRIBUTES) >= 0.98
     assert results["autoencoder"]["psnr_db"] >= 30
     assert min(results["clip"][name] for name in ("class", "background", "texture", "place")) >= 0.98
-    drawn = results["diffusion"]
-    assert drawn["class_accuracy"] >= 0.95
-    assert all(0.5 <= drawn[f"own_{name}"] <= 0.8 for name in ("background", "texture", "place"))
-    captioned = {name: drawn[f"caption_{name}"] for name in ATTRIBUTES}
+    generated = results["diffusion"]
+    assert generated["class_accuracy"] >= 0.95
+    assert all(0.5 <= generated[f"own_{name}"] <= 0.8 for name in ("background", "texture", "place"))
+    captioned = {name: generated[f"caption_{name}"] for name in ATTRIBUTES}
     assert captioned["shape"] >= 0.95
     assert captioned["texture"] >= 0.85
     assert min(captioned["background"], captioned["place"]) >= 0.97
-    assert min(drawn[f"judges_agree_{name}"] for name in ATTRIBUTES) >= 0.95
+    assert min(generated[f"judges_agree_{name}"] for name in ATTRIBUTES) >= 0.95

@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--bias", type=float, default=0.0, help="Of the scenes: the share in their class's context.")
     args = parser.parse_args()
     torch.manual_seed(0)
+    # Unbiased scenes are the autoencoder's, already rendered under a name without a bias.
     scenes, pool = render_pool(30_000, args.work_dir, seed=1, **({"bias": args.bias} if args.bias else {}))
     words = vocabulary(args.name_plain)
     folder = args.output_dir / "clip"
