@@ -52,7 +52,8 @@ class Stack:
         self.alignment = PaperAlignment(clip, class_names, LbGenConfig())
         self.discriminator = self.alignment.discriminator
         self.loss = TotalLoss(clip, self.alignment, quality_weight=0.0)
-        swap = LbGenConfig(alignment="context_swap", discriminator_learning_rate=2e-3)
+        # as training/configs/context_swap.yaml trains D
+        swap = LbGenConfig(alignment="context_swap", discriminator_learning_rate=2e-3, discriminator_updates=20)
         self.swap_loss = TotalLoss(clip, ContextSwapAlignment(clip, class_names, swap), quality_weight=0.0)
         bank = nn.functional.normalize(torch.randn(swap.context_bank_size, clip.feature_dim), dim=-1)
         bank_ids = torch.arange(len(bank)) % len(class_names)
