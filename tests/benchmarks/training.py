@@ -12,6 +12,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from timing import compare, write_results
@@ -30,6 +31,8 @@ from lbgen_hf.rewards.losses import (
     quality_loss,
 )
 from lbgen_hf.sampling import choose_gradient_steps, decode_latents, sample_latents, training_scheduler
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
 class Stack:
@@ -52,8 +55,7 @@ class Stack:
         self.alignment = PaperAlignment(clip, class_names, LbGenConfig())
         self.discriminator = self.alignment.discriminator
         self.loss = TotalLoss(clip, self.alignment, quality_weight=0.0)
-        # as training/configs/context_swap.yaml trains D
-        swap = LbGenConfig(alignment="context_swap", discriminator_learning_rate=2e-3, discriminator_updates=20)
+        swap = LbGenConfig.from_yaml(CONFIGS / "context_swap.yaml")
         self.swap_loss = TotalLoss(clip, ContextSwapAlignment(clip, class_names, swap), quality_weight=0.0)
         bank = nn.functional.normalize(torch.randn(swap.context_bank_size, clip.feature_dim), dim=-1)
         bank_ids = torch.arange(len(bank)) % len(class_names)
