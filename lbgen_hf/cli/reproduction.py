@@ -24,8 +24,7 @@ def reproduce(
         bool,
         typer.Option(
             "--from-scratch",
-            help="Fine-tune all adapters here, also those of table 4 and of the controls: about 10 minutes each more,"
-            " 45 of context swap.",
+            help="With the adapters of table 4 and of the controls, which are fine-tuned first: hours.",
         ),
     ] = False,
     device: Device = None,

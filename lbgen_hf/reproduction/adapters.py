@@ -1,6 +1,6 @@
 """The adapters that `--from-scratch` fine-tunes: table 4's, controls, fewer names and steps, other languages.
 
-Each is trained as the card of a shipped LoRA says, in float32, but for what its recipe changes.
+Each is trained as the card of lbGen's shipped LoRA says, in float32, but for what its recipe changes.
 """
 
 import dataclasses
@@ -40,7 +40,6 @@ class Recipe:
     Attributes:
         title: in tables.
         changes: of the card's settings, by the names of `LbGenConfig`.
-        card: the shipped LoRA whose card it starts from, a folder of the models.
         num_names: fine-tuned on so many of the class names, spread over the list; None for all.
         random_clip: the reward is a CLIP of random weights.
         clip_options: of `training/biaslab/train_clip.py`, where the reward is a CLIP trained with other options.
@@ -48,19 +47,17 @@ class Recipe:
 
     title: str
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    card: str = "lora"
     num_names: int | None = None
     random_clip: bool = False
     clip_options: tuple[str, ...] = ()
 
 
 RECIPES = {
-    "lbgen": Recipe("lbGen"),
-    "context_swap": Recipe("context swap", card="lora_context_swap"),
     # table 4
     "no_entire": Recipe("lbGen without L_en", {"entire_weight": 0.0}),
     "no_individual": Recipe("lbGen without L_in", {"individual_weight": 0.0}),
     "no_quality": Recipe("lbGen without L_q", {"quality_weight": 0.0}),
+    "clip_base": Recipe("lbGen, smaller CLIP", clip_options=("--image_tower", "test_byobnet")),
     # controls: nothing to learn from, and what the authors' published code does (training/configs/upstream.yaml)
     "random_reward": Recipe("lbGen, CLIP of random weights", random_clip=True),
     "upstream": Recipe(
@@ -114,7 +111,7 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
     if recipe.clip_options:
         changes["clip_model"] = str(_train_clip(folder, recipe.clip_options))
     config = LbGenConfig.from_yaml(
-        MODELS / recipe.card / CONFIG_FILE,
+        MODELS / "lora" / CONFIG_FILE,
         output_dir=folder,
         resume_from_checkpoint="latest",
         checkpointing_steps=10,

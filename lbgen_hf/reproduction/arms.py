@@ -54,7 +54,7 @@ def standard_arms(shipped: Mapping[str, str], *, from_scratch: bool = False) -> 
 
     Args:
         shipped: title to folder of the shipped adapters, as `Companions.loras` has them.
-        from_scratch: fine-tune these adapters, and those of all other recipes.
+        from_scratch: with the adapters of `RECIPES`.
     """
     arms = {
         "real": Arm("biased scenes (real)", scenes="biased"),
@@ -63,9 +63,8 @@ def standard_arms(shipped: Mapping[str, str], *, from_scratch: bool = False) -> 
     }
     for title, folder in shipped.items():
         name = title.lower().replace(" ", "_")
-        full = Arm(title, recipe=name) if from_scratch else Arm(title, lora=folder)
-        arms[name] = full
-        arms[f"{name}_half"] = dataclasses.replace(full, title=f"{title}, LoRA scale 0.5", scale=0.5)
+        arms[name] = Arm(title, lora=folder)
+        arms[f"{name}_half"] = Arm(f"{title}, LoRA scale 0.5", lora=folder, scale=0.5)
     arms |= {
         "captions": Arm("base, varied captions", captions=True),
         "guidance_1": Arm("base, no guidance", guidance_scale=1.0),
@@ -73,7 +72,7 @@ def standard_arms(shipped: Mapping[str, str], *, from_scratch: bool = False) -> 
         "retrieval": Arm("base's own training scenes (retrieval)", scenes="retrieved"),
     }
     if from_scratch:
-        arms |= {name: Arm(recipe.title, recipe=name) for name, recipe in RECIPES.items() if name not in arms}
+        arms |= {name: Arm(recipe.title, recipe=name) for name, recipe in RECIPES.items()}
     return arms
 
 

@@ -12,10 +12,12 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 
 import lbgen_hf
@@ -171,8 +173,27 @@ class Cells:
                 raise UserError(f"{path} is of {_difference(name, found.get(name), value)}; give another --out")
         return found
 
-    def make(self, cell: Cell) -> dict[str, Any]:
-        """Compute a cell and write it."""
+    def make(self, cell: Cell, say: Callable[[str], None] = lambda message: None) -> dict[str, Any] | None:
+        """Compute a cell and write it.
+
+        Args:
+            cell: which.
+            say: told its name, if it is computed here.
+
+        Returns:
+            Its results; None where another process is making them, or the images of its arm.
+        """
+        if cell.backbone is not None and not self._path(Cell(cell.arm)).is_file():
+            return None
+        try:
+            lock = FileLock(self.out / "cells" / f".{cell.name}.lock").acquire(timeout=0)
+        except Timeout:
+            return None
+        with lock:
+            return self.read(cell) or self._make(cell, say)
+
+    def _make(self, cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:
+        say(cell.name)
         begin = time.monotonic()
         results = self._judge(cell.arm) if cell.backbone is None else self._pretrain(cell)
         content = self._identity(cell) | {"seconds": round(time.monotonic() - begin, 1), **results}

@@ -29,27 +29,25 @@ BACKBONE_METRICS = {
     "background_gap": "background gap ↓",
     "relative_gap": "gap / originals ↓",
 }
-# ... and what the judge sees in the images. Information and entropy are in nats.
-IMAGE_METRICS = {
-    "class_accuracy": "class right ↑",
-    **{
-        f"{metric}_{name}": title.format(name)
-        for metric, title in [
-            ("mi", "information of class and {} ↓"),
-            ("mi_marked", "information of class and {}, of images not plain ↓"),
-            ("entropy", "entropy of {} ↑"),
-            ("entropy_given_class", "entropy of {}, given the class ↑"),
-            ("plain", "share of plain {} ↓"),
-        ]
-        for name in ("background", "texture", "place")
-    },
-    "quality": "quality (1 to 5) ↑",
-    "clip_alignment": "cosine of image and name by the reward's CLIP ↑",
+# ... and what the judge sees in the images, a table each. Information and entropy are in nats.
+_ATTRIBUTES = ("background", "texture", "place")
+INFORMATION = {f"mi_{name}": f"information of class and {name} ↓" for name in _ATTRIBUTES} | {
+    f"mi_marked_{name}": f"information of class and {name}, of images not plain ↓" for name in _ATTRIBUTES
+}
+DIVERSITY = {
+    **{f"entropy_{name}": f"entropy of {name} ↑" for name in _ATTRIBUTES},
+    **{f"entropy_given_class_{name}": f"entropy of {name}, given the class ↑" for name in _ATTRIBUTES},
     "distance_within_class": "distance within class ↑",
     "hue_spread": "hue spread ↑",
     "colour_spread": "colour spread ↑",
 }
-TITLES = BACKBONE_METRICS | IMAGE_METRICS
+QUALITY = {
+    "class_accuracy": "class right ↑",
+    "quality": "quality (1 to 5) ↑",
+    "clip_alignment": "cosine of image and name by the reward's CLIP ↑",
+    **{f"plain_{name}": f"share of plain {name} ↓" for name in _ATTRIBUTES},
+}
+TITLES = BACKBONE_METRICS | INFORMATION | DIVERSITY | QUALITY
 _WORST_FIRST = (FAIL, NOT_SEEN, PASS)
 
 _PAGE = """# The paper's comparisons in biaslab
@@ -134,7 +132,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
         "settings": _settings(report),
         "orders": "\n\n".join([_summary(report), *_orders(report)]),
         "backbones": "\n\n".join([_metrics(report, BACKBONE_METRICS, 1), *by_seed]),
-        "images": _metrics(report, IMAGE_METRICS, 2),
+        "images": "\n\n".join(_metrics(report, titles, 2) for titles in (INFORMATION, DIVERSITY, QUALITY)),
         "shapes": _shapes(report),
     }
 
@@ -201,25 +199,23 @@ def _order_row(report: dict[str, Any], order: dict[str, Any]) -> list[str]:
 
 
 def _metrics(report: dict[str, Any], titles: dict[str, str], digits: int) -> str:
-    """A line for each metric, a column for each arm."""
-    columns = list(report["metrics"].values())
+    """A line for each arm, a column for each metric."""
+    metrics = [name for name in titles if name in next(iter(report["metrics"].values()))]
     rows = [
-        [title, *(format_interval(column[metric], digits) for column in columns)]
-        for metric, title in titles.items()
-        if metric in columns[0]
+        [report["arms"][arm], *(format_interval(of_arm[name], digits) for name in metrics)]
+        for arm, of_arm in report["metrics"].items()
     ]
-    return markdown_table(["", *report["arms"].values()], rows)
+    return markdown_table(["", *(titles[name] for name in metrics)], rows)
 
 
 def _each_seed(report: dict[str, Any], backbone: str) -> str:
     places = [i for i, (name, _) in enumerate(report["pairs"]) if name == backbone]
-    columns = list(report["backbones"].values())
+    metrics = [name for name in BACKBONE_METRICS if name in next(iter(report["backbones"].values()))]
     rows = [
-        [title, *(" / ".join(f"{column[metric][i]:.1f}" for i in places) for column in columns)]
-        for metric, title in BACKBONE_METRICS.items()
-        if metric in columns[0]
+        [report["arms"][arm], *(" / ".join(f"{of_arm[name][i]:.1f}" for i in places) for name in metrics)]
+        for arm, of_arm in report["backbones"].items()
     ]
-    return markdown_table([f"{backbone}, each seed", *report["arms"].values()], rows)
+    return markdown_table([f"{backbone}, each seed", *(BACKBONE_METRICS[name] for name in metrics)], rows)
 
 
 def _shapes(report: dict[str, Any]) -> str:

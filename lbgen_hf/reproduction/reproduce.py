@@ -1,10 +1,14 @@
 """`lbgen reproduce`: every cell, then the report."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from lbgen_hf.checks import check_number
-from lbgen_hf.files import locked, require_writable
+from lbgen_hf.files import require_writable
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 from lbgen_hf.progress import Progress
 from lbgen_hf.reproduction.arms import Arm, parse_loras, standard_arms
@@ -12,6 +16,8 @@ from lbgen_hf.reproduction.cells import Cell, Cells, Settings
 from lbgen_hf.reproduction.report import write_report
 from lbgen_hf.reproduction.results import Results
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
+
+_WAIT_S = 2.0  # for cells that another process is at
 
 
 def reproduce(
@@ -27,15 +33,17 @@ def reproduce(
 ) -> Path:
     """Compare pre-training data in biaslab and test the paper's expected orders.
 
+    Several processes may run it with the same folder at once: they share the cells.
+
     Args:
         out: the folder; an unfinished one is completed, and a finished one takes more seeds and adapters.
         settings: default: `Settings()`.
         num_seeds: of each backbone, at least 2.
         loras: more arms, "NAME=FOLDER".
-        from_scratch: fine-tune all adapters of `RECIPES`, instead of taking the shipped ones.
+        from_scratch: with the arms of `RECIPES`, whose adapters are fine-tuned first.
         device: as `Cells` takes it.
         progress: told how many cells of how many are done.
-        say: told what is being done.
+        say: told which cell is being made.
 
     Returns:
         The path of REPORT.md.
@@ -58,17 +66,27 @@ def reproduce(
     if loras:
         _check_that_adapters_fit(arms.values())
     require_writable(out / "cells")
-    with locked(out):
-        contents = {cell: cells.read(cell) for cell in wanted}
-        for done, cell in enumerate(wanted):
-            progress(done, len(wanted))
-            if contents[cell] is None:
-                say(cell.name)
-                contents[cell] = cells.make(cell)
-        progress(len(wanted), len(wanted))
-        finished = [(cell, content) for cell, content in contents.items() if content is not None]
-        seconds = {cell.name: content["seconds"] for cell, content in finished}
-        return write_report(Results.of_cells(arms, finished), out, cells.identity, seconds)
+    contents = _complete(cells, wanted, progress, say)
+    seconds = {cell.name: content["seconds"] for cell, content in contents.items()}
+    with FileLock(out / ".lock"):
+        return write_report(Results.of_cells(arms, contents.items()), out, cells.identity, seconds)
+
+
+def _complete(
+    cells: Cells, wanted: Sequence[Cell], progress: Progress, say: Callable[[str], None]
+) -> dict[Cell, dict[str, Any]]:
+    """All cells' results: those that are there, and the others, made here or by another process at the same folder."""
+    contents = {cell: found for cell in wanted if (found := cells.read(cell))}
+    progress(len(contents), len(wanted))
+    while len(contents) < len(wanted):
+        before = len(contents)
+        for cell in wanted:
+            if cell not in contents and (content := cells.make(cell, say)):
+                contents[cell] = content
+                progress(len(contents), len(wanted))
+        if len(contents) == before:
+            time.sleep(_WAIT_S)
+    return {cell: contents[cell] for cell in wanted}
 
 
 def _choose_arms(settings: Settings, loras: Sequence[str], from_scratch: bool) -> dict[str, Arm]:

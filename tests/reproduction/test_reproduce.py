@@ -23,7 +23,7 @@ from lbgen_hf.evaluation.observers import load_observers
 from lbgen_hf.fine_tuning.card import CONFIG_FILE
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
-from lbgen_hf.reproduction import adapters, arms, cells
+from lbgen_hf.reproduction import adapters, cells
 from lbgen_hf.reproduction.adapters import RECIPES, Recipe, train_adapter
 from lbgen_hf.reproduction.arms import NOISE_SEED, make_images, make_specific_images, standard_arms
 from lbgen_hf.rewards.clip_features import ClipFeatures
@@ -107,6 +107,23 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
         assert (whole / "plots" / f"{plot}.png").is_file()
 
 
+def test_processes_share_the_cells_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("_judge", "_pretrain"):
+        monkeypatch.setattr(cells.Cells, method, lambda self, cell: {"scores": {}})
+    arms = standard_arms({})
+    first, second = (cells.Cells(tmp_path, TINY, arms) for _ in range(2))
+    (tmp_path / "cells").mkdir()
+    images, backbone, other = cells.Cell("base"), cells.Cell("base", "resnet", 0), cells.Cell("real")
+    assert first.make(backbone) is None  # its images are missing
+
+    met: list[object] = []
+    assert first.make(images, lambda name: met.extend([second.make(images), second.make(other)]))
+    assert met[0] is None  # the other process is at it
+    assert met[1] is not None
+    assert second.make(images, pytest.fail) == first.read(images)  # and now it is done
+    assert second.make(backbone)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -158,31 +175,22 @@ def test_scene_arms_have_the_bias_that_they_say() -> None:
     assert all(estimates["class_accuracy"].value > 0.95 for estimates in seen.values())
 
 
-def test_from_scratch_fine_tunes_each_adapter_once(
+def test_from_scratch_completes_a_folder_with_fine_tuned_adapters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = {"max_train_steps": 1, "train_batch_size": 2, "num_inference_steps": 1, "num_gradient_steps": 1}
-    short |= {"validation_steps": 0, "keep": "last"}
-    recipes = {"lbgen": Recipe("lbGen", short), "names_4": Recipe("lbGen from 4 names", short, num_names=4)}
-    monkeypatch.setattr(adapters, "RECIPES", recipes)
-    for module in (arms, cells):
-        monkeypatch.setattr(module, "RECIPES", recipes)
     trained: list[Path] = []
     monkeypatch.setattr(cells, "train_adapter", lambda recipe, folder: trained.append(folder) or MODELS / "lora")
     monkeypatch.setattr(cells.Cells, "_pretrain", lambda self, cell: {"scores": dict.fromkeys(cells.SCORES, cell.seed)})
     monkeypatch.setattr(cells, "QUICK", dataclasses.replace(TINY, arms=("base", "lbgen", "lbgen_half", "names_4")))
     out = tmp_path / "out"
-    assert run("--quick", "--from-scratch", "--seeds", 2, "--out", out) == 0
-    assert [folder.relative_to(out) for folder in trained] == [
-        Path("adapters/lbgen"),
-        Path("adapters/lbgen"),
-        Path("adapters/names_4"),
-    ]
-    assert "lbGen from 4 names" in (out / "REPORT.md").read_text()
-    # adapters that were fine-tuned here and shipped ones do not mix in one folder
+    assert run("--quick", "--seeds", 2, "--out", out) == 0
+    assert not trained
     capsys.readouterr()
-    assert run("--quick", "--seeds", 2, "--out", out) == 2
-    assert "another adapter" in capsys.readouterr().err
+    assert run("--quick", "--from-scratch", "--seeds", 2, "--out", out) == 0
+    assert trained == [out / "adapters" / "names_4"]
+    made = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("base", "lbgen", "names"))]
+    assert made == ["names_4", "names_4-resnet-0", "names_4-resnet-1"]
+    assert "lbGen from 4 names" in (out / "REPORT.md").read_text()
 
 
 def test_a_recipe_changes_what_it_says(tmp_path: Path) -> None:
@@ -224,7 +232,7 @@ def test_a_recipe_trains_its_clip_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_recipes_have_settings_that_a_run_accepts() -> None:
     usage = subprocess.run([sys.executable, adapters._TRAIN_CLIP, "--help"], capture_output=True, text=True).stdout
     for recipe in RECIPES.values():
-        LbGenConfig.from_yaml(MODELS / recipe.card / CONFIG_FILE, **recipe.changes)
+        LbGenConfig.from_yaml(MODELS / "lora" / CONFIG_FILE, **recipe.changes)
         assert all(option in usage for option in recipe.clip_options if option.startswith("--"))
     upstream = yaml.safe_load((Path(__file__).parents[2] / "training/configs/upstream.yaml").read_text())
     assert RECIPES["upstream"].changes == upstream

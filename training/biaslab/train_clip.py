@@ -2,12 +2,13 @@
 
     python training/biaslab/train_clip.py --output_dir work/models
 
-The image tower is convolutional (timm's `test_resnet`). A linear head that spells the caption's words from the image
+The image tower is convolutional. A linear head that spells the caption's words from the image
 embedding helps it to see shapes and textures early; it is not kept. And the mean image feature is pulled to the mean
 text feature: apart, as contrastive training leaves them, they would tell a discriminator of images and names all it
 needs, and it would never look at context.
 
-Other options make the CLIPs of control worlds, whose captions name more or less, or whose scenes are biased.
+Other options make the CLIPs of control worlds, whose captions name more or less, or whose scenes are biased, and one
+with a smaller image tower.
 """
 
 import json
@@ -37,11 +38,11 @@ MENTION = 0.95
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-def model_config(vocab_size: int) -> dict:
+def model_config(vocab_size: int, image_tower: str) -> dict:
     return {
         "embed_dim": 128,
         "vision_cfg": {
-            "timm_model_name": "test_resnet",
+            "timm_model_name": image_tower,
             "timm_pool": "avg",
             "timm_proj": "linear",
             "timm_proj_bias": True,
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--mention", type=float, default=MENTION, help="How often a caption names what is marked.")
     parser.add_argument("--name_plain", action="store_true", help="It names what is plain as often.")
     parser.add_argument("--bias", type=float, default=0.0, help="Of the scenes: the share in their class's context.")
+    parser.add_argument("--image_tower", default="test_resnet", help="A model of timm.")
     args = parser.parse_args()
     torch.manual_seed(0)
     # Unbiased scenes are the autoencoder's, already rendered under a name without a bias.
@@ -133,7 +135,7 @@ def main() -> None:
     words = vocabulary(args.name_plain)
     folder = args.output_dir / "clip"
     encode = load_tokenizer(folder, words)
-    config = model_config(len(encode))
+    config = model_config(len(encode), args.image_tower)
     contexts = scenes.backgrounds * len(PLACE_NAMES) + scenes.places
 
     def tokenize(texts: list[str]) -> Tensor:
