@@ -76,17 +76,15 @@ def _complete(
     cells: Cells, wanted: Sequence[Cell], progress: Progress, say: Callable[[str], None]
 ) -> dict[Cell, dict[str, Any]]:
     """All cells' results: those that are there, and the others, made here or by another process at the same folder."""
-    contents = {cell: found for cell in wanted if (found := cells.read(cell))}
-    progress(len(contents), len(wanted))
-    while len(contents) < len(wanted):
-        before = len(contents)
-        for cell in wanted:
-            if cell not in contents and (content := cells.make(cell, say)):
-                contents[cell] = content
-                progress(len(contents), len(wanted))
-        if len(contents) == before:
+    contents: dict[Cell, dict[str, Any]] = {}
+    while True:
+        contents |= {cell: found for cell in wanted if cell not in contents and (found := cells.read(cell))}
+        progress(len(contents), len(wanted))
+        missing = [cell for cell in wanted if cell not in contents]
+        if not missing:
+            return {cell: contents[cell] for cell in wanted}
+        if not any(cells.make(cell, say) for cell in missing):  # makes one; then others may have made some too
             time.sleep(_WAIT_S)
-    return {cell: contents[cell] for cell in wanted}
 
 
 def _choose_arms(settings: Settings, loras: Sequence[str], from_scratch: bool) -> dict[str, Arm]:
