@@ -1,6 +1,6 @@
 """The tables of reproduction.md, measured by
 
-lbgen reproduce --quick --out reproduction
+lbgen reproduce --out reproduction
 
 Its report.json is tests/benchmarks/results/reproduction.json, its plots are docs/images/reproduction-*.png.
 """
