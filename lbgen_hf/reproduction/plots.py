@@ -62,7 +62,7 @@ def save_few_shot(results: Results, path: Path) -> bool:
     axes = figure.subplots()
     for number, (name, arm) in enumerate(results.arms.items()):
         values = [results.estimate(name, metric).value for metric in names.values()]
-        axes.plot(list(names), values, marker="o", linestyle="-" if number < 10 else "--", label=arm.title)
+        axes.plot(list(names), values, marker="o", linestyle=("-", "--", ":")[number // 10], label=arm.title)
     axes.set_xscale("log")
     axes.set_xlabel("fraction of the novel classes' training images")
     axes.set_ylabel("top-1 (%)")
@@ -76,12 +76,14 @@ def save_frontier(results: Results, path: Path) -> None:
     panels = {
         "entropy_given_class_background": "entropy of background given the class (nats)",
         "quality": "quality (1 to 5)",
-        "unbiased_accuracy": "accuracy on unbiased scenes (%)",
+        "unbiased_accuracy": "unbiased scenes: points above the base model",
     }
     figure = Figure(figsize=(4 * len(panels) + 2, 4), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for number, (name, arm) in enumerate(results.arms.items()):
-            x, y = results.estimate(name, "mi_background"), results.estimate(name, metric)
+            x = results.estimate(name, "mi_background")
+            of_backbones = metric in results.backbones[name]
+            y = results.difference(name, "base", metric) if of_backbones else results.estimate(name, metric)
             label = arm.title if metric == "quality" else None
             marker = "os^D"[number // 10]
             half = [estimate.interval[1] - estimate.value for estimate in (x, y)]

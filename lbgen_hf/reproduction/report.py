@@ -12,7 +12,7 @@ from typing import Any
 
 from lbgen_hf.evaluation.report import markdown_table
 from lbgen_hf.files import write_atomically
-from lbgen_hf.reproduction.orders import FAIL, GROUPS, NOT_SEEN, PASS, expected_orders
+from lbgen_hf.reproduction.orders import FAIL, GROUPS, NOT_SEEN, PASS, expected_orders, paired_difference
 from lbgen_hf.reproduction.plots import save_few_shot, save_frontier, save_polysemy, save_same_noise
 from lbgen_hf.reproduction.results import Results
 
@@ -66,7 +66,8 @@ images by noise (bootstrap over images). The smallest effect is the true differe
 
 ## What backbones learn
 
-In % and points: the mean over backbones and seeds, with the 95 % interval of Student's t over them.
+The difference from the base model's images in points: the mean over backbones and seeds, paired by both, with the 95 %
+interval of Student's t over the pairs. Then the values of each seed, in % and points.
 
 {backbones}
 
@@ -131,8 +132,8 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     return {
         "settings": _settings(report),
         "orders": "\n\n".join([_summary(report), *_orders(report)]),
-        "backbones": "\n\n".join([_metrics(report, BACKBONE_METRICS, 1), *by_seed]),
-        "images": "\n\n".join(_metrics(report, titles, 2) for titles in (INFORMATION, DIVERSITY, QUALITY)),
+        "backbones": "\n\n".join([_beside_base(report), *by_seed]),
+        "images": "\n\n".join(_in_images(report, titles) for titles in (INFORMATION, DIVERSITY, QUALITY)),
         "shapes": _shapes(report),
     }
 
@@ -198,24 +199,39 @@ def _order_row(report: dict[str, Any], order: dict[str, Any]) -> list[str]:
     ]
 
 
-def _metrics(report: dict[str, Any], titles: dict[str, str], digits: int) -> str:
+def _in_images(report: dict[str, Any], titles: dict[str, str]) -> str:
     """A line for each arm, a column for each metric."""
-    metrics = [name for name in titles if name in next(iter(report["metrics"].values()))]
     rows = [
-        [report["arms"][arm], *(format_interval(of_arm[name], digits) for name in metrics)]
+        [report["arms"][arm], *(format_interval(of_arm[name], 2) for name in titles)]
         for arm, of_arm in report["metrics"].items()
     ]
-    return markdown_table(["", *(titles[name] for name in metrics)], rows)
+    return markdown_table(["", *titles.values()], rows)
+
+
+def _beside_base(report: dict[str, Any]) -> str:
+    """A line for each arm but the base model, a column for each metric of backbones."""
+    titles, base = _backbone_titles(report), report["backbones"]["base"]
+    rows = []
+    for arm, of_arm in report["backbones"].items():
+        if arm != "base":
+            differences = [paired_difference(of_arm[name], base[name]) for name in titles]
+            rows.append([report["arms"][arm], *(format_interval((d.value, *d.interval), 1) for d in differences)])
+    return markdown_table(["less the base model's", *titles.values()], rows)
 
 
 def _each_seed(report: dict[str, Any], backbone: str) -> str:
     places = [i for i, (name, _) in enumerate(report["pairs"]) if name == backbone]
-    metrics = [name for name in BACKBONE_METRICS if name in next(iter(report["backbones"].values()))]
+    titles = _backbone_titles(report)
     rows = [
-        [report["arms"][arm], *(" / ".join(f"{of_arm[name][i]:.1f}" for i in places) for name in metrics)]
+        [report["arms"][arm], *(" / ".join(f"{of_arm[name][i]:.1f}" for i in places) for name in titles)]
         for arm, of_arm in report["backbones"].items()
     ]
-    return markdown_table([f"{backbone}, each seed", *(BACKBONE_METRICS[name] for name in metrics)], rows)
+    return markdown_table([f"{backbone}, each seed", *titles.values()], rows)
+
+
+def _backbone_titles(report: dict[str, Any]) -> dict[str, str]:
+    """Those of the metrics that this run has."""
+    return {name: title for name, title in BACKBONE_METRICS.items() if name in report["backbones"]["base"]}
 
 
 def _shapes(report: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,10 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
             values = [results["metrics"][order[side]]["class_accuracy"][0] for side in ("left", "right")]
             assert order["difference"] == pytest.approx(values[0] - values[1])
     assert "## Expected orders" in report
+    transfer = [results["backbones"][arm]["transfer"] for arm in ("base", "lbgen")]
+    above_base = sum(ours - theirs for theirs, ours in zip(*transfer, strict=True)) / len(results["pairs"])
+    learned = report.split("## What backbones learn")[1]
+    assert re.search(rf"^\| lbGen \| {above_base:.1f} \[", learned, re.MULTILINE)
     for arm in ("base", "lbgen"):
         counts = results["shapes"][arm]
         assert list(counts) == ["bow", "bowtie", "longbow"]
