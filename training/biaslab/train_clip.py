@@ -35,10 +35,11 @@ from lbgen_hf.biaslab.scenes import (
 
 # What is seldom left unsaid is missed where it is not said: a bare name lies near the context-free image.
 MENTION = 0.95
+IMAGE_TOWER = "test_resnet"  # a model of timm
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-def model_config(vocab_size: int, image_tower: str) -> dict:
+def model_config(vocab_size: int, image_tower: str = IMAGE_TOWER) -> dict:
     return {
         "embed_dim": 128,
         "vision_cfg": {
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--mention", type=float, default=MENTION, help="How often a caption names what is marked.")
     parser.add_argument("--name_plain", action="store_true", help="It names what is plain as often.")
     parser.add_argument("--bias", type=float, default=0.0, help="Of the scenes: the share in their class's context.")
-    parser.add_argument("--image_tower", default="test_resnet", help="A model of timm.")
+    parser.add_argument("--image_tower", default=IMAGE_TOWER, help="A model of timm.")
     args = parser.parse_args()
     torch.manual_seed(0)
     # Unbiased scenes are the autoencoder's, already rendered under a name without a bias.
