@@ -31,8 +31,9 @@ BACKBONE_METRICS = {
 }
 # ... and what the judge sees in the images, a table each. Information and entropy are in nats.
 _ATTRIBUTES = ("background", "texture", "place")
-INFORMATION = {f"mi_{name}": f"information of class and {name} ↓" for name in _ATTRIBUTES} | {
-    f"mi_marked_{name}": f"information of class and {name}, of images not plain ↓" for name in _ATTRIBUTES
+INFORMATION = {
+    **{f"mi_{name}": f"information of class and {name} ↓" for name in _ATTRIBUTES},
+    **{f"mi_marked_{name}": f"information of class and {name}, of images not plain ↓" for name in _ATTRIBUTES},
 }
 DIVERSITY = {
     **{f"entropy_{name}": f"entropy of {name} ↑" for name in _ATTRIBUTES},

@@ -78,11 +78,11 @@ def _complete(
     """All cells' results: those that are there, and the others, made here or by another process at the same folder."""
     contents: dict[Cell, dict[str, Any]] = {}
     while True:
-        contents |= {cell: found for cell in wanted if cell not in contents and (found := cells.read(cell))}
+        contents = {cell: found for cell in wanted if (found := contents.get(cell) or cells.read(cell))}
         progress(len(contents), len(wanted))
-        missing = [cell for cell in wanted if cell not in contents]
-        if not missing:
-            return {cell: contents[cell] for cell in wanted}
+        if len(contents) == len(wanted):
+            return contents
+        missing = (cell for cell in wanted if cell not in contents)
         if not any(cells.make(cell, say) for cell in missing):  # makes one; then others may have made some too
             time.sleep(_WAIT_S)
 

@@ -2,10 +2,10 @@
 
     python training/biaslab/train_clip.py --output_dir work/models
 
-The image tower is convolutional. A linear head that spells the caption's words from the image
-embedding helps it to see shapes and textures early; it is not kept. And the mean image feature is pulled to the mean
-text feature: apart, as contrastive training leaves them, they would tell a discriminator of images and names all it
-needs, and it would never look at context.
+The image tower is convolutional. A linear head that spells the caption's words from the image embedding helps it to see
+shapes and textures early; it is not kept. And the mean image feature is pulled to the mean text feature: apart, as
+contrastive training leaves them, they would tell a discriminator of images and names all it needs, and it would never
+look at context.
 
 Other options make the CLIPs of control worlds, whose captions name more or less, or whose scenes are biased, and one
 with a smaller image tower.
