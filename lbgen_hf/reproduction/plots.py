@@ -62,7 +62,7 @@ def save_few_shot(results: Results, path: Path) -> bool:
     axes = figure.subplots()
     for number, (name, arm) in enumerate(results.arms.items()):
         values = [results.estimate(name, metric).value for metric in names.values()]
-        axes.plot(list(names), values, marker="o", linestyle=("-", "--", ":")[number // 10], label=arm.title)
+        axes.plot(list(names), values, marker="o", linestyle=("-", "--", ":", "-.")[number // 10 % 4], label=arm.title)
     axes.set_xscale("log")
     axes.set_xlabel("fraction of the novel classes' training images")
     axes.set_ylabel("top-1 (%)")
@@ -85,7 +85,7 @@ def save_frontier(results: Results, path: Path) -> None:
             of_backbones = metric in results.backbones[name]
             y = results.difference(name, "base", metric) if of_backbones else results.estimate(name, metric)
             label = arm.title if metric == "quality" else None
-            marker = "os^D"[number // 10]
+            marker = "os^D"[number // 10 % 4]
             half = [estimate.interval[1] - estimate.value for estimate in (x, y)]
             axes.errorbar(x.value, y.value, xerr=half[0], yerr=half[1], marker=marker, capsize=2, label=label)
         axes.set_xlabel("information of class and background (nats)")

@@ -49,6 +49,7 @@ QUALITY = {
     **{f"plain_{name}": f"share of plain {name} ↓" for name in _ATTRIBUTES},
 }
 TITLES = BACKBONE_METRICS | INFORMATION | DIVERSITY | QUALITY
+REPORT_FILE = "REPORT.md"
 _WORST_FIRST = (FAIL, NOT_SEEN, PASS)
 
 _PAGE = """# The paper's comparisons in biaslab
@@ -97,17 +98,13 @@ specific names; these stand in the base model's captions with contexts at random
 """
 
 
-def write_report(results: Results, out: Path, identity: dict[str, Any], seconds: dict[str, float]) -> Path:
-    """Write the report of a finished run.
+def write_report(results: Results, out: Path, run: dict[str, Any]) -> None:
+    """Write the report of the arms that are complete.
 
     Args:
-        results: of all cells.
+        results: of all their cells.
         out: the run's folder, with the arms' images.
-        identity: what all cells have in common.
-        seconds: of each cell.
-
-    Returns:
-        The path of REPORT.md.
+        run: what all cells have in common, the seconds of each, and the titles of arms that are missing.
     """
     plots = out / "plots"
     plots.mkdir(exist_ok=True)
@@ -115,12 +112,10 @@ def write_report(results: Results, out: Path, identity: dict[str, Any], seconds:
     save_frontier(results, plots / "frontier.png")
     save_polysemy(results, out, plots / "polysemy.png")
     few_shot = save_few_shot(results, plots / "few_shot.png")
-    report = identity | {"seconds": seconds} | results.as_json()
+    report = run | results.as_json()
     write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     page = _PAGE.format(**tables(report), few_shot="![Few-shot transfer](plots/few_shot.png)\n\n" if few_shot else "")
-    path = out / "REPORT.md"
-    write_atomically(path, page)
-    return path
+    write_atomically(out / REPORT_FILE, page)
 
 
 def tables(report: dict[str, Any]) -> dict[str, str]:
@@ -147,6 +142,7 @@ def format_interval(values: Sequence[float], digits: int) -> str:
 
 def _settings(report: dict[str, Any]) -> str:
     settings, world = report["settings"], report["world"]
+    missing = f" Not made yet: {'; '.join(report['missing_arms'])}." if report["missing_arms"] else ""
     return (
         f"Every arm has {settings['images_per_class']} images of each class (samples: "
         f"{settings['num_inference_steps']} steps of DPM-Solver++, guidance 2 where nothing else is said), every "
@@ -154,7 +150,7 @@ def _settings(report: dict[str, Any]) -> str:
         f"{', '.join(f'{backbone} {seed}' for backbone, seed in report['pairs'])}. A seed varies a backbone's initial "
         "weights, batches and augmentation; images and test scenes are the same for all, so intervals do not cover "
         f"other images. biaslab's world: version {world['version']}, hash {world['hash']}; "
-        f"lbgen_hf {report['lbgen_hf']}."
+        f"lbgen_hf {report['lbgen_hf']}.{missing}"
     )
 
 

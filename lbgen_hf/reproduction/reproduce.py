@@ -1,7 +1,7 @@
 """`lbgen reproduce`: every cell, then the report."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lbgen_hf.pipeline_lbgen import LbGenPipeline
 from lbgen_hf.progress import Progress
 from lbgen_hf.reproduction.arms import Arm, parse_loras, standard_arms
 from lbgen_hf.reproduction.cells import Cell, Cells, Settings
-from lbgen_hf.reproduction.report import write_report
+from lbgen_hf.reproduction.report import REPORT_FILE, write_report
 from lbgen_hf.reproduction.results import Results
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
 
@@ -33,7 +33,8 @@ def reproduce(
 ) -> Path:
     """Compare pre-training data in biaslab and test the paper's expected orders.
 
-    Several processes may run it with the same folder at once: they share the cells.
+    Several processes may run it with the same folder at once: they share the cells. The report is of the arms that are
+    complete, and written anew when another is.
 
     Args:
         out: the folder; an unfinished one is completed, and a finished one takes more seeds and adapters.
@@ -54,37 +55,51 @@ def reproduce(
     check_number("num_seeds", num_seeds, at_least=2, integer=True)
     settings = settings or Settings()
     arms = _choose_arms(settings, loras, from_scratch)
-    wanted = [
-        cell
-        for name in arms
-        for cell in (
+    wanted = {
+        name: [
             Cell(name),
             *(Cell(name, backbone, seed) for backbone in settings.backbones for seed in range(num_seeds)),
-        )
-    ]
+        ]
+        for name in arms
+    }
     cells = Cells(out, settings, arms, device)
     if loras:
         _check_that_adapters_fit(arms.values())
     require_writable(out / "cells")
-    contents = _complete(cells, wanted, progress, say)
-    seconds = {cell.name: content["seconds"] for cell, content in contents.items()}
-    with FileLock(out / ".lock"):
-        return write_report(Results.of_cells(arms, contents.items()), out, cells.identity, seconds)
+    reported: dict[str, Arm] = {}
+    for contents in _make(cells, [cell for of_arm in wanted.values() for cell in of_arm], progress, say):
+        complete = {name: arm for name, arm in arms.items() if contents.keys() >= set(wanted[name])}
+        if "base" in complete and complete != reported:  # others are told as differences to the base model's
+            _report(cells, complete, {cell: contents[cell] for name in complete for cell in wanted[name]})
+            reported = complete
+    return out / REPORT_FILE
 
 
-def _complete(
+def _make(
     cells: Cells, wanted: Sequence[Cell], progress: Progress, say: Callable[[str], None]
-) -> dict[Cell, dict[str, Any]]:
-    """All cells' results: those that are there, and the others, made here or by another process at the same folder."""
+) -> Iterator[dict[Cell, dict[str, Any]]]:
+    """The results of the cells that are there, again and again until all are, made here or by another process."""
     contents: dict[Cell, dict[str, Any]] = {}
     while True:
         contents = {cell: found for cell in wanted if (found := contents.get(cell) or cells.read(cell))}
         progress(len(contents), len(wanted))
+        yield contents
         if len(contents) == len(wanted):
-            return contents
+            return
         missing = (cell for cell in wanted if cell not in contents)
         if not any(cells.make(cell, say) for cell in missing):  # makes one; then others may have made some too
             time.sleep(_WAIT_S)
+
+
+def _report(cells: Cells, complete: dict[str, Arm], contents: Mapping[Cell, dict[str, Any]]) -> None:
+    missing = [arm.title for name, arm in cells.arms.items() if name not in complete]
+    seconds = {cell.name: content["seconds"] for cell, content in contents.items()}
+    with FileLock(cells.out / ".lock"):
+        write_report(
+            Results.of_cells(complete, contents.items()),
+            cells.out,
+            cells.identity | {"missing_arms": missing, "seconds": seconds},
+        )
 
 
 def _choose_arms(settings: Settings, loras: Sequence[str], from_scratch: bool) -> dict[str, Arm]:

@@ -18,6 +18,7 @@ from lbgen_hf.biaslab.measure import judge_images, measure, sample_images
 from lbgen_hf.biaslab.scenes import CLASSES, SHAPE_NAMES
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.cli import main
+from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation import benchmarks, biaslab
 from lbgen_hf.evaluation.benchmarks import Benchmark, parse_benchmarks
 from lbgen_hf.evaluation.observers import load_observers
@@ -184,18 +185,27 @@ def test_from_scratch_completes_a_folder_with_fine_tuned_adapters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[Path] = []
-    monkeypatch.setattr(cells, "train_adapter", lambda recipe, folder: trained.append(folder) or MODELS / "lora")
+
+    def fail(recipe: Recipe, folder: Path) -> Path:
+        raise UserError("the disk is full")
+
     monkeypatch.setattr(cells.Cells, "_pretrain", lambda self, cell: {"scores": dict.fromkeys(cells.SCORES, cell.seed)})
     monkeypatch.setattr(cells, "QUICK", dataclasses.replace(TINY, arms=("base", "lbgen", "lbgen_half", "names_4")))
     out = tmp_path / "out"
     assert run("--quick", "--seeds", 2, "--out", out) == 0
-    assert not trained
+    assert "Not made yet" not in (out / "REPORT.md").read_text()
+    monkeypatch.setattr(cells, "train_adapter", fail)
+    assert run("--quick", "--from-scratch", "--seeds", 2, "--out", out) == 2
+    assert "Not made yet: lbGen from 4 names." in (out / "REPORT.md").read_text()  # of the arms that are complete
+    monkeypatch.setattr(cells, "train_adapter", lambda recipe, folder: trained.append(folder) or MODELS / "lora")
     capsys.readouterr()
     assert run("--quick", "--from-scratch", "--seeds", 2, "--out", out) == 0
     assert trained == [out / "adapters" / "names_4"]
     made = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("base", "lbgen", "names"))]
     assert made == ["names_4", "names_4-resnet-0", "names_4-resnet-1"]
-    assert "lbGen from 4 names" in (out / "REPORT.md").read_text()
+    report = (out / "REPORT.md").read_text()
+    assert "| lbGen from 4 names |" in report
+    assert "Not made yet" not in report
 
 
 def test_a_recipe_changes_what_it_says(tmp_path: Path) -> None:
