@@ -8,9 +8,22 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lbgen_hf.biaslab.scenes import CLASSES, POLYSEMOUS
+from lbgen_hf.reproduction.orders import Difference
 from lbgen_hf.reproduction.results import Results
 
 _LEGEND: dict[str, Any] = {"loc": "outside right", "fontsize": 7}
+# What is varied to its lines: arms by how much of it they have.
+_DOSES: dict[str, dict[str, dict[float, str]]] = {
+    "LoRA scale": {
+        "lbGen": {0: "base", 0.5: "lbgen_half", 1: "lbgen"},
+        "context swap": {0: "base", 0.5: "context_swap_half", 1: "context_swap"},
+    },
+    "steps of fine-tuning": {"lbGen": {0: "base", 30: "steps_30", 60: "steps_60", 120: "steps_120"}},
+    "class names in fine-tuning": {"lbGen": {4: "names_4", 8: "names_8", 16: "lbgen"}},
+    "share of what is marked that the reward's captions name": {
+        "lbGen": {0: "mention_0", 0.4: "mention_40", 0.8: "mention_80", 0.95: "lbgen", 1: "mention_100"}
+    },
+}
 
 
 def save_same_noise(results: Results, images: Path, path: Path) -> None:
@@ -50,7 +63,10 @@ def save_polysemy(results: Results, out: Path, path: Path, columns: int = 6) -> 
 
 
 def save_few_shot(results: Results, path: Path) -> bool:
-    """Figure 3: transfer to novel classes against the fraction of their training images; whether there are several."""
+    """Figure 3: transfer to novel classes against the fraction of their training images; whether there are several.
+
+    Ablations and controls that are fine-tuned would hide the others, and are in the tables.
+    """
     names = {
         float(name.removeprefix("few_shot_")): name
         for name in next(iter(results.backbones.values()))
@@ -60,7 +76,8 @@ def save_few_shot(results: Results, path: Path) -> bool:
         return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for number, (name, arm) in enumerate(results.arms.items()):
+    arms = {name: arm for name, arm in results.arms.items() if arm.recipe is None}
+    for number, (name, arm) in enumerate(arms.items()):
         values = [results.estimate(name, metric).value for metric in names.values()]
         axes.plot(list(names), values, marker="o", linestyle=("-", "--", ":", "-.")[number // 10 % 4], label=arm.title)
     axes.set_xscale("log")
@@ -71,6 +88,45 @@ def save_few_shot(results: Results, path: Path) -> bool:
     return True
 
 
+def save_doses(results: Results, path: Path) -> bool:
+    """Bias, diversity and what backbones learn against how much of a thing there is; whether the run has any of it."""
+    panels = {
+        "mi_background": "information of class and background (nats)",
+        "entropy_given_class_background": "entropy of background given the class (nats)",
+        "unbiased_accuracy": "unbiased scenes: points above the base model",
+    }
+    columns = {
+        title: {label: line for label, line in lines.items() if results.arms.keys() >= set(line.values())}
+        for title, lines in _DOSES.items()
+    }
+    columns = {title: lines for title, lines in columns.items() if lines}
+    if not columns:
+        return False
+    figure = Figure(figsize=(4 * len(columns), 3 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), len(columns), squeeze=False, sharex="col", sharey="row")
+    for row, (metric, metric_title) in zip(grid, panels.items(), strict=True):
+        row[0].set_ylabel(metric_title, fontsize=8)
+        for axes, (title, lines) in zip(row, columns.items(), strict=True):
+            axes.axhline(_above_base(results, "base", metric).value, color="gray", linewidth=1)
+            for label, line in lines.items():
+                found = [_above_base(results, arm, metric) for arm in line.values()]
+                half = [difference.interval[1] - difference.value for difference in found]
+                values = [difference.value for difference in found]
+                axes.errorbar(list(line), values, yerr=half, marker="o", capsize=2, label=label)
+            if metric == list(panels)[-1]:
+                axes.set_xlabel(title, fontsize=8)
+    grid[0, 0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def _above_base(results: Results, arm: str, metric: str) -> Difference:
+    """A metric of images itself; one of backbones as its difference to the base model's, which has less noise."""
+    if metric in results.backbones[arm]:
+        return results.difference(arm, "base", metric)
+    return results.estimate(arm, metric)
+
+
 def save_frontier(results: Results, path: Path) -> None:
     """Bias against diversity, quality, and what a backbone makes of it: good is up and to the left."""
     panels = {
@@ -78,12 +134,12 @@ def save_frontier(results: Results, path: Path) -> None:
         "quality": "quality (1 to 5)",
         "unbiased_accuracy": "unbiased scenes: points above the base model",
     }
-    figure = Figure(figsize=(4 * len(panels) + 2, 4), layout="constrained")
+    height = max(4, 0.2 * len(results.arms))  # of the legend
+    figure = Figure(figsize=(4 * len(panels) + 3, height), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for number, (name, arm) in enumerate(results.arms.items()):
             x = results.estimate(name, "mi_background")
-            of_backbones = metric in results.backbones[name]
-            y = results.difference(name, "base", metric) if of_backbones else results.estimate(name, metric)
+            y = _above_base(results, name, metric)
             label = arm.title if metric == "quality" else None
             marker = "os^D"[number // 10 % 4]
             half = [estimate.interval[1] - estimate.value for estimate in (x, y)]

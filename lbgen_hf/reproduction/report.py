@@ -13,7 +13,7 @@ from typing import Any
 from lbgen_hf.evaluation.report import markdown_table
 from lbgen_hf.files import write_atomically
 from lbgen_hf.reproduction.orders import FAIL, GROUPS, NOT_SEEN, PASS, expected_orders, paired_difference
-from lbgen_hf.reproduction.plots import save_few_shot, save_frontier, save_polysemy, save_same_noise
+from lbgen_hf.reproduction.plots import save_doses, save_few_shot, save_frontier, save_polysemy, save_same_noise
 from lbgen_hf.reproduction.results import Results
 
 # Metric to its title and which way is better: what a backbone learned, in % or points.
@@ -83,7 +83,7 @@ itself among images that are not plain. Few images have some information by chan
 
 ![Information of class and background against diversity, quality and accuracy](plots/frontier.png)
 
-The same noise in each column:
+{doses}The same noise in each column:
 
 ![Samples from the same noise](plots/same_noise.png)
 
@@ -111,10 +111,14 @@ def write_report(results: Results, out: Path, run: dict[str, Any]) -> None:
     save_same_noise(results, out / "images", plots / "same_noise.png")
     save_frontier(results, plots / "frontier.png")
     save_polysemy(results, out, plots / "polysemy.png")
-    few_shot = save_few_shot(results, plots / "few_shot.png")
+    optional = {
+        "few_shot": ("Few-shot transfer", save_few_shot(results, plots / "few_shot.png")),
+        "doses": ("Less and more of what is varied", save_doses(results, plots / "doses.png")),
+    }
     report = run | results.as_json()
     write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
-    page = _PAGE.format(**tables(report), few_shot="![Few-shot transfer](plots/few_shot.png)\n\n" if few_shot else "")
+    shown = {name: f"![{title}](plots/{name}.png)\n\n" if there else "" for name, (title, there) in optional.items()}
+    page = _PAGE.format(**tables(report), **shown)
     write_atomically(out / REPORT_FILE, page)
 
 

@@ -108,6 +108,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
         counts = results["shapes"][arm]
         assert list(counts) == ["bow", "bowtie", "longbow"]
         assert all(sum(shapes.values()) == TINY.images_per_class for shapes in counts.values())
+    assert "doses.png" not in report  # there is no arm of another dose
     for plot in ("same_noise", "frontier", "polysemy"):
         assert f"plots/{plot}.png" in report
         assert (whole / "plots" / f"{plot}.png").is_file()
@@ -205,6 +206,8 @@ def test_from_scratch_completes_a_folder_with_fine_tuned_adapters(
     assert made == ["names_4", "names_4-resnet-0", "names_4-resnet-1"]
     report = (out / "REPORT.md").read_text()
     assert "| lbGen from 4 names |" in report
+    assert "plots/doses.png" in report
+    assert (out / "plots/doses.png").is_file()  # LoRA scales 0, 0.5 and 1
     assert "Not made yet" not in report
 
 
