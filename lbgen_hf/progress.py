@@ -45,7 +45,7 @@ def _bar(what: str, unit: str) -> Iterator[Progress]:
 
     class Rate(ProgressColumn):
         def render(self, task) -> Text:
-            return Text(f"{task.speed:.2f} {unit}/s" if task.speed else f"- {unit}/s")
+            return Text(_format_rate(task.speed, unit) if task.speed else f"- {unit}/s")
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()]
     bar = Progress(*columns, console=Console(stderr=True), speed_estimate_period=300)
@@ -94,7 +94,11 @@ def _describe(states: list[State], unit: str) -> str:
         return text
     rate = (done - first_done) / (now - begin)
     left = f", {(total - done) / rate / 60:.0f} min left" if total else ""
-    return f"{text}, {rate:.2f} {unit}/s{left}"
+    return f"{text}, {_format_rate(rate, unit)}{left}"
+
+
+def _format_rate(per_second: float, unit: str) -> str:
+    return f"{per_second:.2f} {unit}/s" if per_second >= 0.1 else f"{60 * per_second:.2f} {unit}/min"
 
 
 class _Lines:

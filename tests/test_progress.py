@@ -49,3 +49,11 @@ def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch
     with progress.show_progress("generating") as show:
         show(2, 2)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(10, "30 of 100 images, 2.00 images/s, 1 min left"), (1200, "30 of 100 images, 1.00 images/min, 70 min left")],
+)
+def test_slow_work_is_told_by_the_minute(seconds: float, expected: str) -> None:
+    assert progress._describe([(0.0, 0, 0), (0.0, 10, 100), (seconds, 30, 100)], "images") == expected
