@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
+from transformers import CLIPTokenizer
 
 from lbgen_hf.biaslab.captions import vocabulary
 from lbgen_hf.biaslab.scenes import TEXTURE_NAMES, render, sample_scenes
@@ -67,13 +68,17 @@ def test_tokenizer_has_one_token_a_word_and_bytes_for_the_rest():
     assert tokenizer.model_max_length == CONTEXT_LENGTH
 
 
-def test_a_resumed_training_has_the_ids_that_it_began_with(tmp_path: Path):
-    from tokenizer import CONTEXT_LENGTH, load_tokenizer
+def test_tokenizer_is_the_same_each_time_also_from_its_folder(tmp_path: Path):
+    """A resumed training, and one made again, need the ids that the embeddings were trained with."""
+    from tokenizer import CONTEXT_LENGTH, make_tokenizer
 
-    first, again = (load_tokenizer(tmp_path, vocabulary()) for _ in range(2))
-    assert first.get_vocab() == again.get_vocab()
-    assert again.model_max_length == CONTEXT_LENGTH
-    assert again.eos_token_id == len(again) - 1
+    first, again = (make_tokenizer(vocabulary()) for _ in range(2))
+    first.save_pretrained(tmp_path)
+    loaded = CLIPTokenizer.from_pretrained(tmp_path)
+    assert first.get_vocab() == again.get_vocab() == loaded.get_vocab()
+    assert all(first(word).input_ids == loaded(word).input_ids for word in [*vocabulary(), "goldfish"])
+    assert loaded.model_max_length == CONTEXT_LENGTH
+    assert loaded.eos_token_id == len(loaded) - 1
 
 
 @pytest.fixture
@@ -125,7 +130,7 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
     def loss_of_step(model: nn.Module, generator: torch.Generator) -> torch.Tensor:
         return model(torch.randn(8, 4, generator=generator)).square().mean()
 
-    def run(checkpoint: Path, stop_at: int | None = None) -> nn.Module:
+    def run(checkpoint: Path, stop_at: int | None = None, rate: float = 0.1) -> nn.Module:
         def stop(step: int, average: nn.Module) -> None:
             if step == stop_at:
                 raise KeyboardInterrupt
@@ -140,6 +145,7 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
             checkpoint=checkpoint,
             checkpoint_every=2,
             on_checkpoint=stop,
+            settings={"rate": rate},
         )
 
     whole = run(tmp_path / "whole.safetensors")
@@ -148,3 +154,5 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
     resumed = run(tmp_path / "killed.safetensors")
     for expected, actual in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(expected, actual)
+    with pytest.raises(SystemExit, match="begun with"):  # else the old weights were taken for those of the new settings
+        run(tmp_path / "killed.safetensors", rate=0.2)

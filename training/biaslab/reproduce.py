@@ -50,12 +50,12 @@ def main() -> None:
     args = parser.parse_args()
     for made, (script, *arguments) in STAGES.items():
         done = args.work_dir / f"{made.replace('/', '-')}.done"
-        if done.exists():
+        if done.exists() and done.read_text() == str(args.output_dir.resolve()):
             continue
         command = [sys.executable, SCRIPTS / script, *arguments]
         command += ["--output_dir", args.output_dir, "--work_dir", args.work_dir]
         subprocess.run(command, check=True)
-        done.touch()
+        done.write_text(str(args.output_dir.resolve()))
     for name in LORAS:
         train_lora(name, args.output_dir, args.work_dir)
     subprocess.run([sys.executable, SCRIPTS / "measure_diffusion.py", "--models_dir", args.output_dir], check=True)

@@ -1,35 +1,24 @@
 """A CLIP tokenizer whose vocabulary is trimmed to given words: each is one token, the rest falls to bytes."""
 
-import json
-from pathlib import Path
+from itertools import pairwise
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 CONTEXT_LENGTH = 16
 
 
-def load_tokenizer(folder: Path, words: list[str]) -> CLIPTokenizer:
-    """The tokenizer in a folder, made and saved there the first time.
-
-    Learning breaks ties at random: a tokenizer made again has other ids, and a resumed training needs its own.
-    """
-    if not (folder / "tokenizer_config.json").exists():
-        make_tokenizer(words).save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
-
-
 def make_tokenizer(words: list[str]) -> CLIPTokenizer:
-    """Byte-pair merges learned on the words alone. The end token has the highest id, as CLIP's pooling needs."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    """Byte pairs are merged until each word is one token. The end token has the highest id, as CLIP's pooling needs."""
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        letters = to_bytes.pre_tokenize_str(word)[0][0]
+        symbols = _merge_all([*letters[:-1], f"{letters[-1]}</w>"], merges)
+        while len(symbols) > 1:  # what is added comes after the merges of earlier words, and leaves them as they are
+            merges.append((symbols[0], symbols[1]))
+            symbols = _merge_all(symbols, merges)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
-    )
-    learner.train_from_iterator(words, trainer)
-
-    merges = [tuple(pair) for pair in _merges(learner)]
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
@@ -37,6 +26,10 @@ def make_tokenizer(words: list[str]) -> CLIPTokenizer:
     )
 
 
-def _merges(learner: Tokenizer) -> list[list[str]]:
-    pairs = json.loads(learner.to_str())["model"]["merges"]
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
+def _merge_all(symbols: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Byte-pair encoding: the earliest merge that some neighbours have is made first, until none have any."""
+    while found := [pair for pair in pairwise(symbols) if pair in merges]:
+        left, right = min(found, key=merges.index)
+        at = next(i for i in range(len(symbols)) if symbols[i : i + 2] == [left, right])
+        symbols = [*symbols[:at], left + right, *symbols[at + 2 :]]
+    return symbols

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
-from trainer import edit_json, log_results, make_parser, render_pool, take, train
+from trainer import edit_json, log_results, make_parser, render_pool, settings_of, take, train
 
 LATENT_CHANNELS = 16
 PATCH = 8
@@ -109,6 +109,7 @@ def main() -> None:
         autoencoder,
         loss_of_step,
         steps=args.max_train_steps,
+        settings=settings_of(args),
         learning_rate=2e-3,
         checkpoint=args.work_dir / "autoencoder.safetensors",
         ema_decay=0.99,

@@ -18,9 +18,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tokenizer import CONTEXT_LENGTH, load_tokenizer
+from tokenizer import CONTEXT_LENGTH, make_tokenizer
 from torch import Tensor, nn
-from trainer import log_results, make_parser, render_pool, take, train
+from trainer import log_results, make_parser, render_pool, settings_of, take, train
 
 from lbgen_hf.biaslab.captions import caption_scenes, describe, vocabulary
 from lbgen_hf.biaslab.scenes import (
@@ -135,7 +135,8 @@ def main() -> None:
     scenes, pool = render_pool(30_000, args.work_dir, seed=1, **({"bias": args.bias} if args.bias else {}))
     words = vocabulary(args.name_plain)
     folder = args.output_dir / "clip"
-    encode = load_tokenizer(folder, words)
+    encode = make_tokenizer(words)
+    encode.save_pretrained(folder)
     config = model_config(len(encode), args.image_tower)
     contexts = scenes.backgrounds * len(PLACE_NAMES) + scenes.places
 
@@ -167,6 +168,7 @@ def main() -> None:
         nn.ModuleDict({"clip": open_clip.CLIP(**config), "words": nn.Linear(config["embed_dim"], len(words))}),
         loss_of_step,
         steps=args.max_train_steps,
+        settings=settings_of(args),
         learning_rate=2.5e-3,
         weight_decay=0.05,
         checkpoint=args.work_dir / "clip.safetensors",

@@ -21,7 +21,7 @@ from diffusers import AutoencoderTiny, DDPMScheduler, PNDMScheduler, UNet2DCondi
 from text_tower import spread_of_states, text_encoder_of
 from torch import Tensor, nn
 from tqdm import tqdm
-from trainer import edit_json, log_results, make_parser, train
+from trainer import edit_json, log_results, make_parser, settings_of, train
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lbgen_hf.biaslab.captions import caption_scenes
@@ -154,6 +154,7 @@ def main() -> None:
         make_unet(latents.shape[1]),
         loss_of_step,
         steps=args.max_train_steps,
+        settings=settings_of(args),
         learning_rate=args.learning_rate,
         weight_decay=0.01,
         checkpoint=args.work_dir / "diffusion.safetensors",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
-from trainer import log_results, make_parser, render_pool, take, train
+from trainer import log_results, make_parser, render_pool, settings_of, take, train
 
 from lbgen_hf.biaslab.degradations import blur, noise
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge
@@ -59,6 +59,7 @@ def main() -> None:
         Judge(architecture),
         loss_of_step,
         steps=args.max_train_steps,
+        settings=settings_of(args),
         learning_rate=2e-3,
         weight_decay=0.05,
         checkpoint=args.work_dir / f"{args.name}.safetensors",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
-from trainer import log_results, make_parser, render_pool, take, train
+from trainer import log_results, make_parser, render_pool, settings_of, take, train
 
 from lbgen_hf.biaslab.degradations import DEGRADATIONS, degrade, level_of, pixelation
 from lbgen_hf.biaslab.scenes import Scenes
@@ -111,6 +111,7 @@ def main() -> None:
         TinyScorer(),
         loss_of_step,
         steps=args.max_train_steps,
+        settings=settings_of(args),
         learning_rate=3e-3,
         checkpoint=args.work_dir / "quality.safetensors",
         ema_decay=0.995,

@@ -12,9 +12,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,6 +37,11 @@ def make_parser(description: str, *, max_train_steps: int, train_batch_size: int
     parser.add_argument("--max_train_steps", type=int, default=max_train_steps)
     parser.add_argument("--train_batch_size", type=int, default=train_batch_size)
     return parser
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that a checkpoint cannot be continued without: all but folders, and the length, which may grow."""
+    return {k: v for k, v in vars(args).items() if k not in ("output_dir", "work_dir", "max_train_steps")}
 
 
 def log_results(folder: Path, name: str, **results: float | str) -> None:
@@ -75,24 +82,29 @@ def take(pool: np.ndarray, rows: Tensor) -> Tensor:
 
 
 def _save_checkpoint(
-    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, step: int, settings: str, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     state |= {f"average.{k}": v for k, v in average.state_dict().items()}
     state |= optimizer_state("optimizer", optimizer)
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.clone().contiguous() for k, v in state.items()}, temporary, metadata={"step": str(step)})
+    metadata = {"step": str(step), "settings": settings}
+    save_file({k: v.clone().contiguous() for k, v in state.items()}, temporary, metadata=metadata)
     os.replace(temporary, path)
 
 
-def _load_checkpoint(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _load_checkpoint(
+    path: Path, settings: str, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+        metadata = file.metadata()
+    if metadata["settings"] != settings:
+        raise SystemExit(f"{path} was begun with {metadata['settings']}, not {settings}; give another --work_dir")
     state = load_file(path)
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
     average.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("average.")})
     load_optimizer_state("optimizer", optimizer, state)
-    return step
+    return int(metadata["step"])
 
 
 def train(
@@ -107,42 +119,50 @@ def train(
     warmup: int = 100,
     checkpoint_every: int = 250,
     on_checkpoint: Callable[[int, nn.Module], None] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Minimise `loss_of_step(model, generator)` with AdamW; the generator is seeded by the step.
 
-    Resumes from `checkpoint` if it is there. Returns the moving average of the weights, in eval mode.
-    """
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
-    )
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    start = _load_checkpoint(checkpoint, model, average, optimizer) if checkpoint.exists() else 0
+    Resumes from `checkpoint` if it is there, and waits while another process trains into it. Returns the moving average
+    of the weights, in eval mode.
 
-    model.train()
-    losses: list[float] = []
-    began = time.monotonic()
-    for step in range(start, steps):
-        rate = learning_rate * min(1, (step + 1) / warmup, (steps - step) / (DECAY * steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of_step(model, torch.Generator().manual_seed(step))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        _update_average(average, model, min(ema_decay, (1 + step) / (10 + step)))
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0:
-            pace = (time.monotonic() - began) / (step + 1 - start)
-            print(
-                f"{checkpoint.stem} {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {pace:.2f} s/step", flush=True
-            )
-        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-            _save_checkpoint(checkpoint, step + 1, model, average, optimizer)
-            if on_checkpoint:
-                on_checkpoint(step + 1, average)
-    return average
+    Raises:
+        SystemExit: the checkpoint was begun with other `settings`.
+    """
+    begun_with = json.dumps(settings or {}, sort_keys=True)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(checkpoint.with_suffix(".lock")):
+        average = copy.deepcopy(model).eval().requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+        )
+        start = _load_checkpoint(checkpoint, begun_with, model, average, optimizer) if checkpoint.exists() else 0
+
+        model.train()
+        losses: list[float] = []
+        began = time.monotonic()
+        for step in range(start, steps):
+            rate = learning_rate * min(1, (step + 1) / warmup, (steps - step) / (DECAY * steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = loss_of_step(model, torch.Generator().manual_seed(step))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            _update_average(average, model, min(ema_decay, (1 + step) / (10 + step)))
+            losses.append(loss.item())
+            if (step + 1) % 50 == 0:
+                pace = (time.monotonic() - began) / (step + 1 - start)
+                print(
+                    f"{checkpoint.stem} {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {pace:.2f} s/step",
+                    flush=True,
+                )
+            if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+                _save_checkpoint(checkpoint, step + 1, begun_with, model, average, optimizer)
+                if on_checkpoint:
+                    on_checkpoint(step + 1, average)
+        return average
 
 
 @torch.no_grad()
