@@ -58,7 +58,7 @@ class ContextSwapAlignment:
 
     def _set_bank(self, features: Tensor, class_ids: Tensor) -> None:
         self._bank = features, class_ids
-        if self._config.context_direction == "image":
+        if self._config.context_direction == "image" and len(features):
             self._directions = image_directions(self._texts, features, class_ids)
 
     def terms(self, features: Tensor, class_ids: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torchvision.utils import make_grid, save_image
 
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import locked, require_creatable
+from lbgen_hf.files import locked, require_creatable, write_atomically
 from lbgen_hf.fine_tuning.card import PUBLISHED, create_repo, write_card
 from lbgen_hf.fine_tuning.checkpoints import (
     Journal,
@@ -196,7 +195,7 @@ class LbGenTrainer:
         config, rows, kept = self.config, self._metrics.rows, step.num_steps
         if config.keep == "best":
             kept = choose_step(rows)
-            shutil.copyfile(config.output_dir / "best" / LORA_FILE, config.output_dir / LORA_FILE)
+            write_atomically(config.output_dir / LORA_FILE, (config.output_dir / "best" / LORA_FILE).read_bytes())
         else:
             with averaged(step.average, step.parameters):
                 save_lora(step.unet, config.output_dir)

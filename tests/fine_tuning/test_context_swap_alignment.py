@@ -61,6 +61,13 @@ def test_without_the_context_there_is_no_bank_and_no_update():
     assert all(torch.equal(before[name], value) for name, value in alignment.discriminator.state_dict().items())
 
 
+def test_a_run_without_a_bank_resumes():
+    config = LbGenConfig(alignment="context_swap", context_weight=0.0, context_direction="image")
+    begun, resumed = (ContextSwapAlignment(Texts(), ["a", "b"], config) for _ in range(2))
+    resumed.load_state(begun.state())
+    assert all(torch.equal(begun.state()[name], value) for name, value in resumed.state().items())
+
+
 def test_updates_by_hand():
     """D learns real from fake, on images with twice as many replayed, by AdamW on clipped gradients, R1 at 0.1."""
     options = {"discriminator_updates": 3, "discriminator_max_grad_norm": 0.5, "weight_decay": 0.1}
