@@ -17,20 +17,15 @@ from safetensors.torch import save_file
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.biaslab.scenes import CLASSES
-from lbgen_hf.files import write_atomically
+from lbgen_hf.errors import UserError
+from lbgen_hf.files import sha256_of, write_atomically
 from lbgen_hf.fine_tuning.card import CONFIG_FILE
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.trainer import LbGenTrainer
-from lbgen_hf.pipeline_lbgen import LORA_FILE
 
 _CLIP = MODELS / "clip"
-_PACKAGE = MODELS.parents[1]
-# in the wheel, or in a checkout
-_TRAIN_CLIP = next(
-    path
-    for folder in (_PACKAGE / "_training_biaslab", _PACKAGE.parent / "training" / "biaslab")
-    if (path := folder / "train_clip.py").is_file()
-)
+_SETTINGS = MODELS / "lora" / CONFIG_FILE
+_RECIPE_FILE = "recipe.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +86,11 @@ RECIPES = {
 }
 
 
+def describe_recipe(recipe: Recipe) -> str:
+    """All that decides how the adapter comes out, as JSON: the recipe, and the settings that it changes."""
+    return json.dumps(dataclasses.asdict(recipe) | {"settings": sha256_of(_SETTINGS)}, sort_keys=True)
+
+
 def train_adapter(recipe: Recipe, folder: Path) -> Path:
     """Fine-tune an adapter into a folder, or resume it; nothing to do where it is finished.
 
@@ -98,9 +98,11 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
         The folder.
 
     Raises:
-        UserError: as `LbGenTrainer`.
+        UserError: the folder is of another recipe; or as `LbGenTrainer`.
     """
-    if (folder / LORA_FILE).is_file():
+    folder = folder.resolve()  # the settings name files in it: it is resumed from any working directory
+    _claim(folder, describe_recipe(recipe))
+    if (folder / "README.md").is_file():  # the card is written last
         return folder
     changes: dict[str, Any] = dict(recipe.changes)
     if recipe.num_names is not None:
@@ -111,7 +113,7 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
     if recipe.clip_options:
         changes["clip_model"] = str(_train_clip(folder, recipe.clip_options))
     config = LbGenConfig.from_yaml(
-        MODELS / "lora" / CONFIG_FILE,
+        _SETTINGS,
         output_dir=folder,
         resume_from_checkpoint="latest",
         checkpointing_steps=10,
@@ -123,8 +125,23 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
     return LbGenTrainer(config).train()
 
 
+def _claim(folder: Path, recipe: str) -> None:
+    """Write down what the folder's adapter is made of, before anything is made.
+
+    Raises:
+        UserError: it was something else.
+    """
+    path = folder / _RECIPE_FILE
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, f"{recipe}\n")
+    elif path.read_text(encoding="utf-8").strip() != recipe:
+        raise UserError(
+            f"{folder} was begun with another recipe, see {path.name} there; delete it or give another --out"
+        )
+
+
 def _write_names(folder: Path, number: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "class_names.txt"
     names = [CLASSES[i * len(CLASSES) // number] for i in range(number)]
     write_atomically(path, "".join(f"{name}\n" for name in names))
@@ -147,6 +164,17 @@ def _train_clip(folder: Path, options: tuple[str, ...]) -> Path:
     """A CLIP by the script that made the shipped one, in a process of its own; resumable as it is."""
     path, work = folder / "clip", folder / "clip_work"
     if not (path / "open_clip_model.safetensors").is_file():
-        subprocess.run([sys.executable, _TRAIN_CLIP, "--output_dir", folder, "--work_dir", work, *options], check=True)
+        command = [sys.executable, _clip_script(), "--output_dir", folder, "--work_dir", work, *options]
+        try:
+            subprocess.run(command, check=True)
+        except subprocess.CalledProcessError as error:
+            raise UserError(f"the CLIP of {folder} could not be trained, see above: {error}") from error
     shutil.rmtree(work, ignore_errors=True)  # rendered scenes, 0.4 GB
     return path
+
+
+def _clip_script() -> Path:
+    """Where it is in the wheel, or in a checkout."""
+    package = MODELS.parents[1]
+    folders = package / "_training_biaslab", package.parent / "training" / "biaslab"
+    return next(path for folder in folders if (path := folder / "train_clip.py").is_file())

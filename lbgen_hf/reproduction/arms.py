@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lbgen_hf.biaslab import BASE_TRAINING_SCENES
 from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, POLYSEMOUS, Scenes, render, sample_scenes
 from lbgen_hf.errors import UserError
@@ -17,8 +18,6 @@ from lbgen_hf.reproduction.adapters import RECIPES
 REAL_BIAS = 0.6  # of the scenes that stand for a collected dataset: about what guidance makes of the base model's
 NOISE_SEED = 3
 _SCENE_SEED = 900_021  # away from what anything was trained on, and from the test scenes
-# The scenes that the base model learned the bare class names from (training/biaslab/train_diffusion.py).
-_BASE_TRAINING = {"num_scenes": 100_000, "bias": 0.35, "seed": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +48,11 @@ class Arm:
         return not self.scenes and not self.captions and self.scale == 1.0 and self.guidance_scale == 2.0
 
 
-def standard_arms(shipped: Mapping[str, str], *, from_scratch: bool = False) -> dict[str, Arm]:
+def standard_arms(shipped: Mapping[str, str]) -> dict[str, Arm]:
     """All arms but the user's own.
 
     Args:
         shipped: title to folder of the shipped adapters, as `Companions.loras` has them.
-        from_scratch: with the adapters of `RECIPES`.
     """
     arms = {
         "real": Arm("biased scenes (real)", scenes="biased"),
@@ -71,13 +69,15 @@ def standard_arms(shipped: Mapping[str, str], *, from_scratch: bool = False) -> 
         "guidance_4": Arm("base, guidance 4", guidance_scale=4.0),
         "retrieval": Arm("base's own training scenes (retrieval)", scenes="retrieved"),
     }
-    if from_scratch:
-        arms |= {name: Arm(recipe.title, recipe=name) for name, recipe in RECIPES.items()}
-    return arms
+    return arms | {name: Arm(recipe.title, recipe=name) for name, recipe in RECIPES.items()}
 
 
-def parse_loras(specs: Sequence[str], taken: Mapping[str, Arm]) -> dict[str, Arm]:
+def parse_loras(specs: Sequence[str], taken: Container[str]) -> dict[str, Arm]:
     """Arms from "NAME=FOLDER".
+
+    Args:
+        specs: as the user gave them.
+        taken: names of all standard arms, of which the expected orders speak.
 
     Raises:
         UserError: it is no such text, or the name is taken or no plain word.
@@ -138,7 +138,7 @@ def _scenes(kind: str, images_per_class: int) -> Scenes:
     if kind != "retrieved":
         bias = REAL_BIAS if kind == "biased" else 0.0
         return sample_scenes(len(labels), bias=bias, seed=_SCENE_SEED, labels=labels)
-    known = sample_scenes(**_BASE_TRAINING)
+    known = sample_scenes(**BASE_TRAINING_SCENES)
     rows = [(known.labels == label).nonzero()[:images_per_class, 0] for label in range(len(CLASSES))]
     return known[torch.cat(rows)]
 

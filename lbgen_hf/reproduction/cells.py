@@ -7,6 +7,7 @@ pre-trained on them is measured in `cells/ARM-BACKBONE-SEED.json`, and not kept.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -34,7 +35,7 @@ from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.scores import scores_of
 from lbgen_hf.files import sha256_of, write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
-from lbgen_hf.reproduction.adapters import RECIPES, train_adapter
+from lbgen_hf.reproduction.adapters import RECIPES, describe_recipe, train_adapter
 from lbgen_hf.reproduction.arms import Arm, make_images, make_specific_images
 from lbgen_hf.sampling import build_scheduler
 from lbgen_hf.shipped import LBGEN_TINY, resolve
@@ -87,23 +88,28 @@ FEW_SHOT = "biaslab-novel-few-shot-{:g}"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What every cell of a folder has in common.
+    """What every cell of a folder has in common, and which cells there are.
 
     Attributes:
         images_per_class: of every arm.
         num_inference_steps: of the sampling, with DPM-Solver++.
         num_train_epochs: of every backbone; as all arms have as many images, all have as many steps.
-        backbones: keys of `BACKBONES`.
         few_shot_fractions: of the novel classes' training images, beside all of them.
-        arms: of those that need no training; None for all.
+        backbones: keys of `BACKBONES`.
+        arms: of those that need no fine-tuning; None for all.
     """
 
     images_per_class: int = 32
     num_inference_steps: int = 20
     num_train_epochs: int = 30
-    backbones: tuple[str, ...] = ("resnet", "vit")
     few_shot_fractions: tuple[float, ...] = (0.1, 0.2)
+    backbones: tuple[str, ...] = ("resnet", "vit")
     arms: tuple[str, ...] | None = None
+
+    def of_every_cell(self) -> dict[str, Any]:
+        """Those that change a cell's results."""
+        names = ("images_per_class", "num_inference_steps", "num_train_epochs")
+        return {name: getattr(self, name) for name in names} | {"few_shot_fractions": list(self.few_shot_fractions)}
 
 
 QUICK = Settings(
@@ -152,25 +158,26 @@ class Cells:
         self.out, self.settings, self.arms, self.device = out, settings, arms, device
         self.identity = {
             "lbgen_hf": lbgen_hf.__version__,
-            "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+            "settings": settings.of_every_cell(),
             "world": world(),
-            "base_model": sha256_of(Path(resolve(LBGEN_TINY, "pipeline")) / "unet/diffusion_pytorch_model.safetensors"),
+            "models": _hash_of_models(),
         }
         self.adapters = {name: _adapter_identity(arm) for name, arm in arms.items()}
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's results; None where they are not there yet.
+        """The cell's results; None where they are not there yet, or those of its arm's images.
 
         Raises:
-            UserError: they were made with other settings, another world or another adapter.
+            UserError: they were made with other settings, another world, another adapter or other images.
         """
         path = self._path(cell)
-        if not path.is_file():
+        if not path.is_file() or not self._path(Cell(cell.arm)).is_file():
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
         for name, value in self._identity(cell).items():
             if found.get(name) != value:
-                raise UserError(f"{path} is of {_difference(name, found.get(name), value)}; give another --out")
+                difference = _difference(name, found.get(name), value)
+                raise UserError(f"{path} is of {difference}; give another --out, or delete it")
         return found
 
     def make(self, cell: Cell, say: Callable[[str], None] = lambda message: None) -> dict[str, Any] | None:
@@ -208,7 +215,11 @@ class Cells:
         return self.out / "cells" / f"{cell.name}.json"
 
     def _identity(self, cell: Cell) -> dict[str, Any]:
-        return self.identity | dataclasses.asdict(cell) | {"adapter": self.adapters[cell.arm]}
+        identity = self.identity | dataclasses.asdict(cell) | {"adapter": self.adapters[cell.arm]}
+        if cell.backbone is None:
+            return identity
+        of_arm = json.loads(self._path(Cell(cell.arm)).read_text(encoding="utf-8"))
+        return identity | {"images": of_arm["images"]}
 
     @functools.cached_property
     def _pipe(self) -> LbGenPipeline:
@@ -239,12 +250,13 @@ class Cells:
         _write_images(dict(zip(CLASSES, pixels, strict=True)), self.images(name))
         estimates = measure(judge_images(pixels / 255, CLASSES, **self._observers), replicates=REPLICATES)
         metrics = {key: [e.value, *map(_rounded, e.replicates.tolist())] for key, e in estimates.items()}
+        results = {"images": hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:12], "metrics": metrics}
         if not arm.is_plain_sampling:
-            return {"metrics": metrics}
+            return results
         specific = {key: _in_8_bits(images) for key, images in make_specific_images(arm, *sampling).items()}
         _write_images(specific, self.out / "specific" / name)
-        of_names = {name: pixels[CLASSES.index(name)] for name in POLYSEMOUS} | specific
-        return {"metrics": metrics, "shapes": {key: self._count_shapes(images) for key, images in of_names.items()}}
+        of_names = {key: pixels[CLASSES.index(key)] for key in POLYSEMOUS} | specific
+        return results | {"shapes": {key: self._count_shapes(images) for key, images in of_names.items()}}
 
     def _with_adapter(self, arm: Arm) -> Arm:
         """The arm with the adapter of its recipe, fine-tuned if it was not yet."""
@@ -316,7 +328,7 @@ def _write_images(pixels: dict[str, torch.Tensor], folder: Path) -> None:
 
 def _adapter_identity(arm: Arm) -> str | None:
     if arm.recipe is not None:
-        return f"{json.dumps(dataclasses.asdict(RECIPES[arm.recipe]), sort_keys=True)} at scale {arm.scale:g}"
+        return f"{describe_recipe(RECIPES[arm.recipe])} at scale {arm.scale:g}"
     if arm.lora is None:
         return None
     path = Path(resolve(arm.lora, "lora")) / LORA_FILE
@@ -325,9 +337,16 @@ def _adapter_identity(arm: Arm) -> str | None:
     return f"{sha256_of(path)} at scale {arm.scale:g}"
 
 
+def _hash_of_models() -> str:
+    """Of what samples and judges: the base model, CLIP, the quality scorer and the judge."""
+    folders = (Path(resolve(LBGEN_TINY, part)) for part in ("pipeline", "clip", "quality", "judge"))
+    files = [file for folder in folders for file in sorted(folder.rglob("*.safetensors"))]
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:12]
+
+
 def _difference(name: str, found: Any, wanted: Any) -> str:
     """What another run had, in words."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        name = next(key for key in wanted if found.get(key) != wanted[key])
-        found, wanted = found.get(name), wanted[name]
-    return f"a run with another {name.replace('_', ' ')}, {found} instead of {wanted}"
+        name = next(key for key in (*wanted, *found) if found.get(key) != wanted.get(key))
+        found, wanted = found.get(name), wanted.get(name)
+    return f"a run that differs in {name.replace('_', ' ')}, {found} instead of {wanted}"

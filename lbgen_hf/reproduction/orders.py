@@ -96,9 +96,12 @@ class Difference:
         return PASS if low > 0 else FAIL if high < 0 else NOT_SEEN
 
 
-def paired_difference(left: Sequence[float], right: Sequence[float]) -> Difference:
-    """Of pairs (backbone and seed) of numbers, by Student's t over the pairs; at least two."""
-    differences = np.subtract(left, right)
+def paired_difference(left: Sequence[float | None], right: Sequence[float | None]) -> Difference:
+    """Of pairs (backbone and seed) of numbers, by Student's t over the pairs; at least two.
+
+    NaN where a number is None: of one backbone it is undefined.
+    """
+    differences = np.asarray(left, dtype=float) - np.asarray(right, dtype=float)
     n = len(differences)
     return Difference(float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(n)), n - 1)
 

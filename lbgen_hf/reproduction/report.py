@@ -115,8 +115,8 @@ def write_report(results: Results, out: Path, run: dict[str, Any]) -> None:
         "few_shot": ("Few-shot transfer", save_few_shot(results, plots / "few_shot.png")),
         "doses": ("Less and more of what is varied", save_doses(results, plots / "doses.png")),
     }
-    report = run | results.as_json()
-    write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
+    report = _without_nan(run | results.as_json())
+    write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     shown = {name: f"![{title}](plots/{name}.png)\n\n" if there else "" for name, (title, there) in optional.items()}
     page = _PAGE.format(**tables(report), **shown)
     write_atomically(out / REPORT_FILE, page)
@@ -138,10 +138,23 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def format_interval(values: Sequence[float], digits: int) -> str:
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: a number that is undefined is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _format(value: float | None, digits: int) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _format_interval(values: Sequence[float | None], digits: int) -> str:
     """(value, low, high) as "0.44 [0.40, 0.48]"."""
-    value, low, high = values
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(value) else "-"
+    value, low, high = (_format(number, digits) for number in values)
+    return value if value == "-" else f"{value} [{low}, {high}]"
 
 
 def _settings(report: dict[str, Any]) -> str:
@@ -194,16 +207,16 @@ def _order_row(report: dict[str, Any], order: dict[str, Any]) -> list[str]:
         order["source"],
         f"{TITLES[order['metric']].rstrip(' ↑↓')}: {left} {sign} {right}",
         f"{order['paper'][0] - order['paper'][1]:+.1f}" if order["paper"] else "",
-        format_interval((order["difference"], *order["interval"]), digits),
+        _format_interval((order["difference"], *order["interval"]), digits),
         f"{order['p']:.3f}",
-        f"{order['smallest_detectable']:.{digits}f}",
+        _format(order["smallest_detectable"], digits),
     ]
 
 
 def _in_images(report: dict[str, Any], titles: dict[str, str]) -> str:
     """A line for each arm, a column for each metric."""
     rows = [
-        [report["arms"][arm], *(format_interval(of_arm[name], 2) for name in titles)]
+        [report["arms"][arm], *(_format_interval(of_arm[name], 2) for name in titles)]
         for arm, of_arm in report["metrics"].items()
     ]
     return markdown_table(["", *titles.values()], rows)
@@ -216,7 +229,7 @@ def _beside_base(report: dict[str, Any]) -> str:
     for arm, of_arm in report["backbones"].items():
         if arm != "base":
             differences = [paired_difference(of_arm[name], base[name]) for name in titles]
-            rows.append([report["arms"][arm], *(format_interval((d.value, *d.interval), 1) for d in differences)])
+            rows.append([report["arms"][arm], *(_format_interval((d.value, *d.interval), 1) for d in differences)])
     return markdown_table(["less the base model's", *titles.values()], rows)
 
 
@@ -224,7 +237,7 @@ def _each_seed(report: dict[str, Any], backbone: str) -> str:
     places = [i for i, (name, _) in enumerate(report["pairs"]) if name == backbone]
     titles = _backbone_titles(report)
     rows = [
-        [report["arms"][arm], *(" / ".join(f"{of_arm[name][i]:.1f}" for i in places) for name in titles)]
+        [report["arms"][arm], *(" / ".join(_format(of_arm[name][i], 1) for i in places) for name in titles)]
         for arm, of_arm in report["backbones"].items()
     ]
     return markdown_table([f"{backbone}, each seed", *titles.values()], rows)

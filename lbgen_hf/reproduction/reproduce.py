@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -66,47 +65,56 @@ def reproduce(
     if loras:
         _check_that_adapters_fit(arms.values())
     require_writable(out / "cells")
-    reported: dict[str, Arm] = {}
-    for contents in _make(cells, [cell for of_arm in wanted.values() for cell in of_arm], progress, say):
-        complete = {name: arm for name, arm in arms.items() if contents.keys() >= set(wanted[name])}
-        if "base" in complete and complete != reported:  # others are told as differences to the base model's
-            _report(cells, complete, {cell: contents[cell] for name in complete for cell in wanted[name]})
-            reported = complete
+    num_reported = 0
+    for num_complete in _make(cells, wanted, progress, say):
+        if num_complete > num_reported:
+            num_reported = _report(cells, wanted)
     return out / REPORT_FILE
 
 
 def _make(
-    cells: Cells, wanted: Sequence[Cell], progress: Progress, say: Callable[[str], None]
-) -> Iterator[dict[Cell, dict[str, Any]]]:
-    """The results of the cells that are there, again and again until all are, made here or by another process."""
-    contents: dict[Cell, dict[str, Any]] = {}
+    cells: Cells, wanted: Mapping[str, Sequence[Cell]], progress: Progress, say: Callable[[str], None]
+) -> Iterator[int]:
+    """How many arms are complete, again and again until all are, by cells made here or by another process."""
+    found: set[Cell] = set()
+    total = sum(map(len, wanted.values()))
     while True:
-        contents = {cell: found for cell in wanted if (found := contents.get(cell) or cells.read(cell))}
-        progress(len(contents), len(wanted))
-        yield contents
-        if len(contents) == len(wanted):
+        found |= {cell for of_arm in wanted.values() for cell in of_arm if cell not in found and cells.read(cell)}
+        progress(len(found), total)
+        yield sum(found.issuperset(of_arm) for of_arm in wanted.values())
+        if len(found) == total:
             return
-        missing = (cell for cell in wanted if cell not in contents)
+        missing = (cell for of_arm in wanted.values() for cell in of_arm if cell not in found)
         if not any(cells.make(cell, say) for cell in missing):  # makes one; then others may have made some too
             time.sleep(_WAIT_S)
 
 
-def _report(cells: Cells, complete: dict[str, Arm], contents: Mapping[Cell, dict[str, Any]]) -> None:
-    missing = [arm.title for name, arm in cells.arms.items() if name not in complete]
-    seconds = {cell.name: content["seconds"] for cell, content in contents.items()}
-    with FileLock(cells.out / ".lock"):
-        write_report(
-            Results.of_cells(complete, contents.items()),
-            cells.out,
-            cells.identity | {"missing_arms": missing, "seconds": seconds},
-        )
+def _report(cells: Cells, wanted: Mapping[str, Sequence[Cell]]) -> int:
+    """Write the report of the arms that are complete by now, and return how many there are.
+
+    Without the base model's images there is none: what other arms teach is told beside it.
+    """
+    with FileLock(cells.out / ".lock"):  # what is read within it is never older than another process's report
+        contents = {cell: found for of_arm in wanted.values() for cell in of_arm if (found := cells.read(cell))}
+        arms = {name: cells.arms[name] for name, of_arm in wanted.items() if contents.keys() >= set(of_arm)}
+        if "base" in arms:
+            of_arms = {cell: content for cell, content in contents.items() if cell.arm in arms}
+            run = {
+                "missing_arms": [arm.title for name, arm in cells.arms.items() if name not in arms],
+                "seconds": {cell.name: content["seconds"] for cell, content in of_arms.items()},
+            }
+            write_report(Results.of_cells(arms, of_arms.items()), cells.out, cells.identity | run)
+    return len(arms)
 
 
 def _choose_arms(settings: Settings, loras: Sequence[str], from_scratch: bool) -> dict[str, Arm]:
-    arms = standard_arms(companions_of(LBGEN_TINY).loras, from_scratch=from_scratch)
-    if settings.arms is not None:
-        arms = {name: arm for name, arm in arms.items() if name in settings.arms}
-    return arms | parse_loras(loras, arms)
+    known = standard_arms(companions_of(LBGEN_TINY).loras)
+    arms = {
+        name: arm
+        for name, arm in known.items()
+        if (from_scratch if arm.recipe else settings.arms is None or name in settings.arms)
+    }
+    return arms | parse_loras(loras, known)
 
 
 def _check_that_adapters_fit(arms: Iterable[Arm]) -> None:

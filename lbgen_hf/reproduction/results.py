@@ -1,7 +1,6 @@
 """The cells of a run as one table of metrics, and the expected orders tested on it."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,14 +24,15 @@ class Results:
     Attributes:
         arms: by name, in the order of the tables.
         images: arm to metric to its value and bootstrap replicates.
-        backbones: arm to metric to a number for each (backbone, seed), in one order for all arms.
+        backbones: arm to metric to a number for each (backbone, seed), in one order for all arms; None where it is
+            undefined, as a ratio to no right answers.
         pairs: these (backbone, seed).
         shapes: arm to prompt to the shapes that the judge sees, of polysemous names and of their specific names.
     """
 
     arms: dict[str, Arm]
     images: dict[str, dict[str, tuple[float, list[float]]]]
-    backbones: dict[str, dict[str, list[float]]]
+    backbones: dict[str, dict[str, list[float | None]]]
     pairs: list[tuple[str, int]]
     shapes: dict[str, dict[str, dict[str, int]]]
 
@@ -49,9 +49,7 @@ class Results:
                 scores[cell.arm, (cell.backbone, cell.seed)] = content["scores"]
         pairs = sorted({pair for _, pair in scores})
         metrics = next(iter(scores.values()))
-        backbones = {
-            arm: {name: [_number(scores[arm, pair][name]) for pair in pairs] for name in metrics} for arm in arms
-        }
+        backbones = {arm: {name: [scores[arm, pair][name] for pair in pairs] for name in metrics} for arm in arms}
         return cls(arms, images, backbones, pairs, shapes)
 
     def estimate(self, arm: str, metric: str) -> Difference:
@@ -97,7 +95,3 @@ class Results:
             "p": difference.p,
             "smallest_detectable": difference.smallest_detectable,
         }
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

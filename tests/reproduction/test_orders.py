@@ -67,7 +67,7 @@ def test_without_an_error_nothing_is_decided(error: float) -> None:
 
 
 def test_expected_orders_name_metrics_and_arms_of_the_report() -> None:
-    known = {*standard_arms({"lbGen": "a", "context swap": "b"}, from_scratch=True)}
+    known = {*standard_arms({"lbGen": "a", "context swap": "b"})}
     orders = expected_orders()
     assert {order.metric for order in orders} <= set(TITLES)
     assert {arm for order in orders for arm in (order.left, order.right)} <= known

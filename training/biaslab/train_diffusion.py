@@ -24,12 +24,12 @@ from tqdm import tqdm
 from trainer import edit_json, log_results, make_parser, settings_of, train
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from lbgen_hf.biaslab import BASE_TRAINING_SCENES
 from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.scenes import CLASSES, Scenes, render, sample_scenes
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
-NUM_SCENES = 100_000  # of the biased world, and as many of the unbiased one
-BIAS = 0.35  # guidance sharpens it: about two thirds of the images of a class name are on its own background
+NUM_SCENES = BASE_TRAINING_SCENES["num_scenes"]  # of the biased world, and as many of the unbiased one
 SHARE_BIASED = 0.5
 SHARE_UNCONDITIONAL = 0.1
 # Noisier at the end than Stable Diffusion's: an 8x8 latent is so coherent that its background would shine through the
@@ -78,7 +78,7 @@ def make_pipeline(
 @torch.no_grad()
 def encode_scenes(vae: AutoencoderTiny, path: Path, **sampling) -> tuple[Scenes, Tensor]:
     """Scenes and their latents (N, 16, 8, 8) float16, scaled for the diffusion model, cached in `path`."""
-    scenes = sample_scenes(NUM_SCENES, **sampling)
+    scenes = sample_scenes(**sampling)
     if not path.exists():
         latents = []
         for start in tqdm(range(0, NUM_SCENES, 500), desc=path.name, mininterval=10):
@@ -107,8 +107,8 @@ def main() -> None:
         return torch.cat([text_encoder(batch).last_hidden_state for batch in ids.split(500)])
 
     log_results(args.output_dir, "text_states", **spread_of_states(encode))
-    biased, biased_latents = encode_scenes(vae, args.work_dir / "latents-biased.npy", seed=2, bias=BIAS)
-    scenes, scene_latents = encode_scenes(vae, args.work_dir / "latents-unbiased.npy", seed=1)
+    biased, biased_latents = encode_scenes(vae, args.work_dir / "latents-biased.npy", **BASE_TRAINING_SCENES)
+    scenes, scene_latents = encode_scenes(vae, args.work_dir / "latents-unbiased.npy", num_scenes=NUM_SCENES, seed=1)
     latents = torch.cat([biased_latents, scene_latents])
     captions = [CLASSES[label] for label in biased.labels.tolist()]
     captions += caption_scenes(scenes, mention=1.0, seed=1, templates=["{}"])
