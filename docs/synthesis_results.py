@@ -8,7 +8,7 @@ python tests/benchmarks/synthesis.py --deepcache
 
 from tables import format_ratio, markdown_table, read_results
 
-METRICS = ("class_accuracy", "quality", "distance_within_class")
+METRICS = ("class_accuracy", "quality", "distance_within_class", "mi_background")
 
 
 def speed_table() -> str:
