@@ -109,7 +109,7 @@ class LbGenConfig:
     # Losses
     alignment: Literal["paper", "context_swap"] = HfArg(
         default="paper",
-        help="The paper's L_en and L_in; or context-swap alignment, which keeps most of the base model's diversity of context.",
+        help="The paper's L_en and L_in; or context-swap alignment, which keeps most of the base model's diversity.",
     )
     entire_weight: NotNegative = HfArg(default=1.0, help="Weight of L_en, the adversarial alignment (eq. 5).")
     individual_weight: NotNegative = HfArg(default=1.0, help="Weight of L_in, the alignment with the own text (eq. 6).")
