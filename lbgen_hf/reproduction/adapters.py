@@ -1,6 +1,7 @@
 """The adapters that `--from-scratch` fine-tunes: table 4's, controls, fewer names and steps, other languages.
 
-Each is trained as the card of lbGen's shipped LoRA says, in float32, but for what its recipe changes.
+Each is trained as the card of lbGen's shipped LoRA says, in float32, but for what its recipe changes, and keeps its
+last step.
 """
 
 import dataclasses
@@ -26,6 +27,10 @@ from lbgen_hf.fine_tuning.trainer import LbGenTrainer
 _CLIP = MODELS / "clip"
 _SETTINGS = MODELS / "lora" / CONFIG_FILE
 _RECIPE_FILE = "recipe.json"
+# Of every recipe. All keep their last step, so that they are compared at equal steps, as in the paper: the rule of the
+# shipped LoRA kept its last too, and would stop others before they collapse. One process has one precision, and
+# backbones are pre-trained in it too.
+_COMMON = {"keep": "last", "mixed_precision": "no"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +74,10 @@ RECIPES = {
     ),
     "names_4": Recipe("lbGen from 4 names", num_names=4),
     "names_8": Recipe("lbGen from 8 names", num_names=8),
-    # the dose; the step is not chosen by the rule of the others
-    "steps_30": Recipe("lbGen, 30 steps", {"max_train_steps": 30, "keep": "last"}),
-    "steps_60": Recipe("lbGen, 60 steps", {"max_train_steps": 60, "keep": "last"}),
-    "steps_120": Recipe("lbGen, 120 steps", {"max_train_steps": 120, "keep": "last"}),
+    # the dose
+    "steps_30": Recipe("lbGen, 30 steps", {"max_train_steps": 30}),
+    "steps_60": Recipe("lbGen, 60 steps", {"max_train_steps": 60}),
+    "steps_120": Recipe("lbGen, 120 steps", {"max_train_steps": 120}),
     # When does it work? The reward's captions name what is marked at other rates, or what is plain as often, or its
     # scenes are themselves biased. The shipped CLIP's captions name what is marked at a rate of 0.95.
     "mention_0": Recipe("lbGen, captions name the class alone", clip_options=("--mention", "0")),
@@ -88,7 +93,7 @@ RECIPES = {
 
 def describe_recipe(recipe: Recipe) -> str:
     """All that decides how the adapter comes out, as JSON: the recipe, and the settings that it changes."""
-    return json.dumps(dataclasses.asdict(recipe) | {"settings": sha256_of(_SETTINGS)}, sort_keys=True)
+    return json.dumps(dataclasses.asdict(recipe) | _COMMON | {"settings": sha256_of(_SETTINGS)}, sort_keys=True)
 
 
 def train_adapter(recipe: Recipe, folder: Path) -> Path:
@@ -104,7 +109,7 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
     _claim(folder, describe_recipe(recipe))
     if (folder / "README.md").is_file():  # the card is written last
         return folder
-    changes: dict[str, Any] = dict(recipe.changes)
+    changes: dict[str, Any] = _COMMON | recipe.changes
     if recipe.num_names is not None:
         changes["class_names"] = str(_write_names(folder, recipe.num_names))
         changes["num_validation_classes"] = recipe.num_names
@@ -119,7 +124,6 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
         checkpointing_steps=10,
         checkpoints_total_limit=1,
         report_to="none",
-        mixed_precision="no",  # one process has one precision, and backbones are pre-trained in it too
         **changes,
     )
     return LbGenTrainer(config).train()

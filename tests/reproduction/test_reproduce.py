@@ -237,7 +237,7 @@ def test_from_scratch_completes_a_folder_with_fine_tuned_adapters(
 
 def test_a_recipe_changes_what_it_says(tmp_path: Path) -> None:
     short = {"max_train_steps": 1, "train_batch_size": 2, "num_inference_steps": 1, "num_gradient_steps": 1}
-    short |= {"validation_steps": 0, "keep": "last"}
+    short |= {"validation_steps": 0}
     recipe = Recipe("few names, random CLIP", short | {"quality_weight": 0.0}, num_names=4, random_clip=True)
     folder = train_adapter(recipe, tmp_path / "adapter")
     config = yaml.safe_load((folder / CONFIG_FILE).read_text())
@@ -264,7 +264,7 @@ def test_a_recipe_trains_its_clip_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(adapters.subprocess, "run", train_clip)
     short = {"max_train_steps": 1, "train_batch_size": 2, "num_inference_steps": 1, "num_gradient_steps": 1}
-    recipe = Recipe("other captions", short | {"validation_steps": 0, "keep": "last"}, clip_options=("--mention", "0"))
+    recipe = Recipe("other captions", short | {"validation_steps": 0}, clip_options=("--mention", "0"))
     monkeypatch.chdir(tmp_path)
     for folder in ("adapter", tmp_path / "adapter"):  # the folder is the same however it is named
         folder = train_adapter(recipe, Path(folder))
