@@ -1,8 +1,11 @@
 """The tables of reproduction.md, measured by
 
 OMP_NUM_THREADS=1 lbgen reproduce --out reproduction
+OMP_NUM_THREADS=1 lbgen reproduce --from-scratch --out reproduction
+OMP_NUM_THREADS=1 lbgen reproduce --from-scratch --out reproduction \
+    --lora no_entire_best=reproduction/adapters/no_entire/best    # and so on for each that ends in _best
 
-in two processes at once. Its report.json is tests/benchmarks/results/reproduction.json, its plots are
+each in two processes at once. The report.json is tests/benchmarks/results/reproduction.json, its plots are
 docs/images/reproduction-*.png.
 """
 
@@ -15,6 +18,8 @@ def tables() -> dict[str, str]:
     """The texts of reproduction.md by the names of their marks."""
     report = read_results("reproduction")
     seconds = report["seconds"].values()
-    hours = sum(seconds) / 2 / 3600
-    cost = f"Two processes of one thread each made its {len(seconds)} cells in {hours:.1f} hours, on 2 CPU cores."
+    cost = (
+        f"Two processes of one thread each made these {len(seconds)} cells in {sum(seconds) / 2 / 3600:.1f} hours, on "
+        "2 CPU cores with other work on them at times, the fine-tuning of their adapters included."
+    )
     return report_tables(report) | {"cost": cost}
