@@ -12,6 +12,12 @@ from lbgen_hf.reproduction.orders import Difference
 from lbgen_hf.reproduction.results import Results
 
 _LEGEND: dict[str, Any] = {"loc": "outside right", "fontsize": 7}
+_AXES = {
+    "mi_background": "information of class and background (nats)",
+    "entropy_given_class_background": "entropy of background given the class (nats)",
+    "quality": "quality (1 to 5)",
+    "unbiased_accuracy": "unbiased scenes: points above the base model",
+}
 # What is varied to its lines: arms by how much of it they have.
 _DOSES: dict[str, dict[str, dict[float, str]]] = {
     "LoRA scale": {
@@ -90,11 +96,7 @@ def save_few_shot(results: Results, path: Path) -> bool:
 
 def save_doses(results: Results, path: Path) -> bool:
     """Bias, diversity and what backbones learn against how much of a thing there is; whether the run has any of it."""
-    panels = {
-        "mi_background": "information of class and background (nats)",
-        "entropy_given_class_background": "entropy of background given the class (nats)",
-        "unbiased_accuracy": "unbiased scenes: points above the base model",
-    }
+    metrics = ("mi_background", "entropy_given_class_background", "unbiased_accuracy")
     columns = {
         title: {label: line for label, line in lines.items() if results.arms.keys() >= set(line.values())}
         for title, lines in _DOSES.items()
@@ -102,19 +104,18 @@ def save_doses(results: Results, path: Path) -> bool:
     columns = {title: lines for title, lines in columns.items() if lines}
     if not columns:
         return False
-    figure = Figure(figsize=(4 * len(columns), 3 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), len(columns), squeeze=False, sharex="col", sharey="row")
-    for row, (metric, metric_title) in zip(grid, panels.items(), strict=True):
-        row[0].set_ylabel(metric_title, fontsize=8)
-        for axes, (title, lines) in zip(row, columns.items(), strict=True):
+    figure = Figure(figsize=(4 * len(columns), 3 * len(metrics)), layout="constrained")
+    grid = figure.subplots(len(metrics), len(columns), squeeze=False, sharex="col", sharey="row")
+    for row, metric in zip(grid, metrics, strict=True):
+        row[0].set_ylabel(_AXES[metric], fontsize=8)
+        for axes, lines in zip(row, columns.values(), strict=True):
             axes.axhline(_above_base(results, "base", metric).value, color="gray", linewidth=1)
             for label, line in lines.items():
                 found = [_above_base(results, arm, metric) for arm in line.values()]
-                half = [difference.interval[1] - difference.value for difference in found]
-                values = [difference.value for difference in found]
-                axes.errorbar(list(line), values, yerr=half, marker="o", capsize=2, label=label)
-            if metric == list(panels)[-1]:
-                axes.set_xlabel(title, fontsize=8)
+                values, halves = [y.value for y in found], [_half_width(y) for y in found]
+                axes.errorbar(list(line), values, yerr=halves, marker="o", capsize=2, label=label)
+    for axes, title in zip(grid[-1], columns, strict=True):
+        axes.set_xlabel(title, fontsize=8)
     grid[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=110)
     return True
@@ -127,24 +128,24 @@ def _above_base(results: Results, arm: str, metric: str) -> Difference:
     return results.estimate(arm, metric)
 
 
+def _half_width(difference: Difference) -> float:
+    return difference.interval[1] - difference.value
+
+
 def save_frontier(results: Results, path: Path) -> None:
     """Bias against diversity, quality, and what a backbone makes of it: good is up and to the left."""
-    panels = {
-        "entropy_given_class_background": "entropy of background given the class (nats)",
-        "quality": "quality (1 to 5)",
-        "unbiased_accuracy": "unbiased scenes: points above the base model",
-    }
+    metrics = ("entropy_given_class_background", "quality", "unbiased_accuracy")
     height = max(4, 0.2 * len(results.arms))  # of the legend
-    figure = Figure(figsize=(4 * len(panels) + 3, height), layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    figure = Figure(figsize=(4 * len(metrics) + 3, height), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics)), metrics, strict=True):
         for number, (name, arm) in enumerate(results.arms.items()):
             x = results.estimate(name, "mi_background")
             y = _above_base(results, name, metric)
             label = arm.title if metric == "quality" else None
             marker = "os^D"[number // 10 % 4]
-            half = [estimate.interval[1] - estimate.value for estimate in (x, y)]
-            axes.errorbar(x.value, y.value, xerr=half[0], yerr=half[1], marker=marker, capsize=2, label=label)
-        axes.set_xlabel("information of class and background (nats)")
-        axes.set_ylabel(title)
+            halves = {"xerr": _half_width(x), "yerr": _half_width(y)}
+            axes.errorbar(x.value, y.value, **halves, marker=marker, capsize=2, label=label)
+        axes.set_xlabel(_AXES["mi_background"])
+        axes.set_ylabel(_AXES[metric])
     figure.legend(**_LEGEND)
     figure.savefig(path, dpi=120)

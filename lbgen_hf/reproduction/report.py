@@ -115,7 +115,7 @@ def write_report(results: Results, out: Path, run: dict[str, Any]) -> None:
         "few_shot": ("Few-shot transfer", save_few_shot(results, plots / "few_shot.png")),
         "doses": ("Less and more of what is varied", save_doses(results, plots / "doses.png")),
     }
-    report = _without_nan(run | results.as_json())
+    report = _finite_or_null(run | results.as_json())
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     shown = {name: f"![{title}](plots/{name}.png)\n\n" if there else "" for name, (title, there) in optional.items()}
     page = _PAGE.format(**tables(report), **shown)
@@ -138,17 +138,17 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: a number that is undefined is null."""
+def _finite_or_null(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a number that is undefined is null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite_or_null(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _format(value: float | None, digits: int) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def _format_interval(values: Sequence[float | None], digits: int) -> str:

@@ -1,7 +1,7 @@
 """`lbgen reproduce`: every cell, then the report."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -54,13 +54,14 @@ def reproduce(
     check_number("num_seeds", num_seeds, at_least=2, integer=True)
     settings = settings or Settings()
     arms = _choose_arms(settings, loras, from_scratch)
-    wanted = {
-        name: [
+    wanted = [
+        cell
+        for name in arms
+        for cell in (
             Cell(name),
             *(Cell(name, backbone, seed) for backbone in settings.backbones for seed in range(num_seeds)),
-        ]
-        for name in arms
-    }
+        )
+    ]
     cells = Cells(out, settings, arms, device)
     if loras:
         _check_that_adapters_fit(arms.values())
@@ -72,35 +73,33 @@ def reproduce(
     return out / REPORT_FILE
 
 
-def _make(
-    cells: Cells, wanted: Mapping[str, Sequence[Cell]], progress: Progress, say: Callable[[str], None]
-) -> Iterator[int]:
+def _make(cells: Cells, wanted: Sequence[Cell], progress: Progress, say: Callable[[str], None]) -> Iterator[int]:
     """How many arms are complete, again and again until all are, by cells made here or by another process."""
     found: set[Cell] = set()
-    total = sum(map(len, wanted.values()))
     while True:
-        found |= {cell for of_arm in wanted.values() for cell in of_arm if cell not in found and cells.read(cell)}
-        progress(len(found), total)
-        yield sum(found.issuperset(of_arm) for of_arm in wanted.values())
-        if len(found) == total:
+        found |= {cell for cell in wanted if cell not in found and cells.read(cell)}
+        missing = [cell for cell in wanted if cell not in found]
+        progress(len(found), len(wanted))
+        yield len(cells.arms) - len({cell.arm for cell in missing})
+        if not missing:
             return
-        missing = (cell for of_arm in wanted.values() for cell in of_arm if cell not in found)
         if not any(cells.make(cell, say) for cell in missing):  # makes one; then others may have made some too
             time.sleep(_WAIT_S)
 
 
-def _report(cells: Cells, wanted: Mapping[str, Sequence[Cell]]) -> int:
+def _report(cells: Cells, wanted: Sequence[Cell]) -> int:
     """Write the report of the arms that are complete by now, and return how many there are.
 
     Without the base model's images there is none: what other arms teach is told beside it.
     """
     with FileLock(cells.out / ".lock"):  # what is read within it is never older than another process's report
-        contents = {cell: found for of_arm in wanted.values() for cell in of_arm if (found := cells.read(cell))}
-        arms = {name: cells.arms[name] for name, of_arm in wanted.items() if contents.keys() >= set(of_arm)}
+        contents = {cell: found for cell in wanted if (found := cells.read(cell))}
+        missing = {cell.arm for cell in wanted if cell not in contents}
+        arms = {name: arm for name, arm in cells.arms.items() if name not in missing}
         if "base" in arms:
             of_arms = {cell: content for cell, content in contents.items() if cell.arm in arms}
             run = {
-                "missing_arms": [arm.title for name, arm in cells.arms.items() if name not in arms],
+                "missing_arms": [arm.title for name, arm in cells.arms.items() if name in missing],
                 "seconds": {cell.name: content["seconds"] for cell, content in of_arms.items()},
             }
             write_report(Results.of_cells(arms, of_arms.items()), cells.out, cells.identity | run)

@@ -114,12 +114,12 @@ def train(
     steps: int,
     learning_rate: float,
     checkpoint: Path,
+    settings: dict[str, Any],
     ema_decay: float = 0.999,
     weight_decay: float = 0.0,
     warmup: int = 100,
     checkpoint_every: int = 250,
     on_checkpoint: Callable[[int, nn.Module], None] | None = None,
-    settings: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Minimise `loss_of_step(model, generator)` with AdamW; the generator is seeded by the step.
 
@@ -129,7 +129,7 @@ def train(
     Raises:
         SystemExit: the checkpoint was begun with other `settings`.
     """
-    begun_with = json.dumps(settings or {}, sort_keys=True)
+    begun_with = json.dumps(settings, sort_keys=True)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(checkpoint.with_suffix(".lock")):
         average = copy.deepcopy(model).eval().requires_grad_(False)
