@@ -43,6 +43,7 @@ class Recipe:
         num_names: fine-tuned on so many of the class names, spread over the list; None for all.
         random_clip: the reward is a CLIP of random weights.
         clip_options: of `training/biaslab/train_clip.py`, where the reward is a CLIP trained with other options.
+        images_only: what it is to show is in the images, so no backbone is pre-trained on them.
     """
 
     title: str
@@ -50,9 +51,10 @@ class Recipe:
     num_names: int | None = None
     random_clip: bool = False
     clip_options: tuple[str, ...] = ()
+    images_only: bool = False
 
 
-RECIPES = {
+_PRE_TRAINING_DATA = {
     # table 4
     "no_entire": Recipe("lbGen without L_en", {"entire_weight": 0.0}),
     "no_individual": Recipe("lbGen without L_in", {"individual_weight": 0.0}),
@@ -72,6 +74,9 @@ RECIPES = {
             "scheduler": "ddpm",
         },
     ),
+}
+_IMAGES_ONLY = {
+    # the number of names
     "names_4": Recipe("lbGen from 4 names", num_names=4),
     "names_8": Recipe("lbGen from 8 names", num_names=8),
     # the dose
@@ -89,11 +94,15 @@ RECIPES = {
     ),
     "biased_clip": Recipe("lbGen, CLIP of biased scenes", clip_options=("--bias", "0.9")),
 }
+RECIPES = _PRE_TRAINING_DATA | {
+    name: dataclasses.replace(recipe, images_only=True) for name, recipe in _IMAGES_ONLY.items()
+}
 
 
 def describe_recipe(recipe: Recipe) -> str:
     """All that decides how the adapter comes out, as JSON: the recipe, and the settings that it changes."""
-    return json.dumps(dataclasses.asdict(recipe) | _COMMON | {"settings": sha256_of(_SETTINGS)}, sort_keys=True)
+    decisive = {key: value for key, value in vars(recipe).items() if key not in ("title", "images_only")}
+    return json.dumps(decisive | _COMMON | {"settings": sha256_of(_SETTINGS)}, sort_keys=True)
 
 
 def train_adapter(recipe: Recipe, folder: Path) -> Path:

@@ -32,6 +32,7 @@ class Arm:
         scale: of the adapter.
         guidance_scale: of the sampling.
         captions: the prompts name attributes at random, instead of the class alone.
+        images_only: no backbone is pre-trained on them.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Arm:
     scale: float = 1.0
     guidance_scale: float = 2.0
     captions: bool = False
+    images_only: bool = False
 
     @property
     def is_plain_sampling(self) -> bool:
@@ -69,7 +71,8 @@ def standard_arms(shipped: Mapping[str, str]) -> dict[str, Arm]:
         "guidance_4": Arm("base, guidance 4", guidance_scale=4.0),
         "retrieval": Arm("base's own training scenes (retrieval)", scenes="retrieved"),
     }
-    return arms | {name: Arm(recipe.title, recipe=name) for name, recipe in RECIPES.items()}
+    fine_tuned = {name: Arm(of.title, recipe=name, images_only=of.images_only) for name, of in RECIPES.items()}
+    return arms | fine_tuned
 
 
 def parse_loras(specs: Sequence[str], taken: Container[str]) -> dict[str, Arm]:

@@ -1,6 +1,6 @@
 """REPORT.md, report.json and plots of a reproduction: what disappoints first.
 
-Every table is made of report.json alone.
+Every table and every curve is made of report.json alone.
 """
 
 import json
@@ -85,7 +85,7 @@ itself among images that are not plain. Few images have some information by chan
 
 {doses}The same noise in each column:
 
-![Samples from the same noise](plots/same_noise.png)
+![Samples from the same noise](plots/same_noise.jpg)
 
 ## A name of two meanings
 
@@ -94,7 +94,7 @@ specific names; these stand in the base model's captions with contexts at random
 
 {shapes}
 
-![Images of a name of two meanings, and of its specific names](plots/polysemy.png)
+![Images of a name of two meanings, and of its specific names](plots/polysemy.jpg)
 """
 
 
@@ -106,16 +106,16 @@ def write_report(results: Results, out: Path, run: dict[str, Any]) -> None:
         out: the run's folder, with the arms' images.
         run: what all cells have in common, the seconds of each, and the titles of arms that are missing.
     """
+    report = _finite_or_null(run | results.as_json())
     plots = out / "plots"
     plots.mkdir(exist_ok=True)
-    save_same_noise(results, out / "images", plots / "same_noise.png")
-    save_frontier(results, plots / "frontier.png")
-    save_polysemy(results, out, plots / "polysemy.png")
+    save_same_noise(report, out, plots / "same_noise.jpg")
+    save_frontier(report, plots / "frontier.png")
+    save_polysemy(report, out, plots / "polysemy.jpg")
     optional = {
-        "few_shot": ("Few-shot transfer", save_few_shot(results, plots / "few_shot.png")),
-        "doses": ("Less and more of what is varied", save_doses(results, plots / "doses.png")),
+        "few_shot": ("Few-shot transfer", save_few_shot(report, plots / "few_shot.png")),
+        "doses": ("Less and more of what is varied", save_doses(report, plots / "doses.png")),
     }
-    report = _finite_or_null(run | results.as_json())
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     shown = {name: f"![{title}](plots/{name}.png)\n\n" if there else "" for name, (title, there) in optional.items()}
     page = _PAGE.format(**tables(report), **shown)

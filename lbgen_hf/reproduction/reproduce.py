@@ -54,13 +54,11 @@ def reproduce(
     check_number("num_seeds", num_seeds, at_least=2, integer=True)
     settings = settings or Settings()
     arms = _choose_arms(settings, loras, from_scratch)
+    pairs = [(backbone, seed) for backbone in settings.backbones for seed in range(num_seeds)]
     wanted = [
         cell
-        for name in arms
-        for cell in (
-            Cell(name),
-            *(Cell(name, backbone, seed) for backbone in settings.backbones for seed in range(num_seeds)),
-        )
+        for name, arm in arms.items()
+        for cell in (Cell(name), *(Cell(name, *pair) for pair in pairs if not arm.images_only))
     ]
     cells = Cells(out, settings, arms, device)
     if loras:

@@ -24,8 +24,8 @@ class Results:
     Attributes:
         arms: by name, in the order of the tables.
         images: arm to metric to its value and bootstrap replicates.
-        backbones: arm to metric to a number for each (backbone, seed), in one order for all arms; None where it is
-            undefined, as a ratio to no right answers.
+        backbones: arm to metric to a number for each (backbone, seed), in one order for all arms that have any; None
+            where it is undefined, as a ratio to no right answers.
         pairs: these (backbone, seed).
         shapes: arm to prompt to the shapes that the judge sees, of polysemous names and of their specific names.
     """
@@ -49,7 +49,11 @@ class Results:
                 scores[cell.arm, (cell.backbone, cell.seed)] = content["scores"]
         pairs = sorted({pair for _, pair in scores})
         metrics = next(iter(scores.values()))
-        backbones = {arm: {name: [scores[arm, pair][name] for pair in pairs] for name in metrics} for arm in arms}
+        backbones = {
+            name: {metric: [scores[name, pair][metric] for pair in pairs] for metric in metrics}
+            for name, arm in arms.items()
+            if not arm.images_only
+        }
         return cls(arms, images, backbones, pairs, shapes)
 
     def estimate(self, arm: str, metric: str) -> Difference:
@@ -68,7 +72,7 @@ class Results:
 
     def as_json(self) -> dict[str, Any]:
         """Arms, metrics with their intervals, and the expected orders whose arms and metrics are here."""
-        metrics = {arm: [*self.images[arm], *self.backbones[arm]] for arm in self.arms}
+        metrics = {arm: [*self.images[arm], *self.backbones.get(arm, ())] for arm in self.arms}
         orders = [
             self._test(order)
             for order in expected_orders()

@@ -108,9 +108,9 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
         assert list(counts) == ["bow", "bowtie", "longbow"]
         assert all(sum(shapes.values()) == TINY.images_per_class for shapes in counts.values())
     assert "doses.png" not in report  # there is no arm of another dose
-    for plot in ("same_noise", "frontier", "polysemy"):
-        assert f"plots/{plot}.png" in report
-        assert (whole / "plots" / f"{plot}.png").is_file()
+    for plot in ("same_noise.jpg", "frontier.png", "polysemy.jpg"):
+        assert f"plots/{plot}" in report
+        assert (whole / "plots" / plot).is_file()
 
 
 def test_processes_share_the_cells_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,21 +213,26 @@ def test_from_scratch_completes_a_folder_with_fine_tuned_adapters(
     scores = dict.fromkeys(cells.SCORES, 50.0) | {"relative_gap": None}  # which no backbone has that is never right
     monkeypatch.setattr(cells.Cells, "_pretrain", lambda self, cell: {"scores": scores | {"transfer": cell.seed}})
     monkeypatch.setattr(cells, "QUICK", dataclasses.replace(TINY, arms=("base", "lbgen", "lbgen_half")))
-    monkeypatch.setattr(arms, "RECIPES", {"names_4": RECIPES["names_4"]})
+    monkeypatch.setattr(arms, "RECIPES", {name: RECIPES[name] for name in ("upstream", "names_4")})
     out = tmp_path / "out"
     assert run("--quick", "--seeds", 2, "--out", out) == 0
     assert "Not made yet" not in (out / "REPORT.md").read_text()
     monkeypatch.setattr(cells, "train_adapter", fail)
     assert run("--quick", "--from-scratch", "--seeds", 2, "--out", out) == 2
-    assert "Not made yet: lbGen from 4 names." in (out / "REPORT.md").read_text()  # of the arms that are complete
+    unmade = "Not made yet: the authors' code; lbGen from 4 names."
+    assert unmade in (out / "REPORT.md").read_text()  # which is of the arms that are complete
     monkeypatch.setattr(cells, "train_adapter", lambda recipe, folder: trained.append(folder) or MODELS / "lora")
     capsys.readouterr()
     assert run("--quick", "--from-scratch", "--seeds", 2, "--out", out) == 0
-    assert trained == [out / "adapters" / "names_4"]
-    made = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("base", "lbgen", "names"))]
-    assert made == ["names_4", "names_4-resnet-0", "names_4-resnet-1"]
+    assert trained == [out / "adapters" / name for name in ("upstream", "names_4")]
+    made = [line for line in capsys.readouterr().err.splitlines() if re.match("base|lbgen|upstream|names_4", line)]
+    assert made == ["upstream", "upstream-resnet-0", "upstream-resnet-1", "names_4"]
     report = (out / "REPORT.md").read_text()
-    assert "| lbGen from 4 names |" in report
+    learned, in_images = report.split("## In the images")
+    for title in ("the authors' code", "lbGen from 4 names"):
+        assert f"| {title} |" in in_images
+    assert "| the authors' code |" in learned
+    assert "| lbGen from 4 names |" not in learned  # it is about the images alone
     assert "plots/doses.png" in report
     assert (out / "plots/doses.png").is_file()  # LoRA scales 0, 0.5 and 1
     assert json.loads((out / "report.json").read_text())["backbones"]["base"]["relative_gap"] == [None, None]
