@@ -28,7 +28,7 @@ def cleanlab_table() -> str:
     found = read_results("audit_cleanlab")
     settings = found["settings"]
     rows = [
-        [axis.replace("_", " "), *(format_interval(tools[name]) for name in COMPARED)]
+        [axis.replace("_", " "), *(format_interval(tools[name]) for name in COMPARED), *_each_setting(found, axis)]
         for axis, tools in found["by_axis"].items()
     ]
     how = (
@@ -36,7 +36,13 @@ def cleanlab_table() -> str:
         f" {settings['images']} images with a bias of {' or '.join(map(str, settings['biases']))} and as many without;"
         f" cleanlab {settings['cleanlab']}."
     )
-    return f"{how}\n\n{markdown_table(['planted axis', *COMPARED], rows)}"
+    each = (f"audit / cleanlab, {setting}" for setting in found["auroc"])
+    return f"{how}\n\n{markdown_table(['planted axis', *COMPARED, *each], rows)}"
+
+
+def _each_setting(found: dict, axis: str) -> list[str]:
+    """Both tools' AUROC in each setting, without intervals: what the means hide."""
+    return [" / ".join(f"{of[axis][tool]['one'][0]:.2f}" for tool in COMPARED[:2]) for of in found["auroc"].values()]
 
 
 def speed_table() -> str:

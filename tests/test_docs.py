@@ -125,6 +125,20 @@ def test_tables_are_the_raw_results(monkeypatch: pytest.MonkeyPatch) -> None:
         assert page == filled(page, tables()), name
 
 
+def test_reports_are_merged_where_they_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from reproduction_results import merged
+    from tables import read_results
+
+    first, second = read_results("reproduction"), read_results("reproduction_images")
+    report = merged(first, second)
+    assert set(report["arms"]) == {*first["arms"], *second["arms"]}
+    assert all(order in report["orders"] for order in first["orders"])
+    second["metrics"]["base"]["mi_background"][0] += 0.01
+    with pytest.raises(ValueError, match="mi_background of base"):
+        merged(first, second)
+
+
 def test_a_page_without_a_place_for_its_table_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs")
     from tables import filled

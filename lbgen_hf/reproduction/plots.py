@@ -1,5 +1,6 @@
 """The plots of a reproduction, from its report.json and its folder of images."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lbgen_hf.biaslab.scenes import CLASSES, POLYSEMOUS
 from lbgen_hf.reproduction.adapters import RECIPES
 from lbgen_hf.reproduction.orders import paired_difference
 
+_TITLE_INCHES = 1.8  # at the left of a row of images
 _LEGEND: dict[str, Any] = {"loc": "outside right", "fontsize": 7}
 _AXES = {
     "mi_background": "information of class and background (nats)",
@@ -38,12 +40,12 @@ def save_same_noise(report: dict[str, Any], out: Path, path: Path) -> None:
     """Figures 4 and 5: a row of images for each arm that samples from class names at full scale, a column one class
     and noise."""
     rows = list(report["shapes"])
-    figure = Figure(figsize=(len(CLASSES) * 0.6 + 1, len(rows) * 0.65 + 0.3), layout="constrained")
+    figure = Figure(figsize=(len(CLASSES) * 0.6 + _TITLE_INCHES, len(rows) * 0.65 + 0.3), layout="constrained")
     for axes, arm in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         width = _show_row(axes, [out / "images" / arm / class_name / "00000.png" for class_name in CLASSES])
         axes.set_xticks([width * (i + 0.5) for i in range(len(CLASSES))], CLASSES if arm == rows[-1] else [])
         axes.tick_params(length=0, labelsize=7)
-        axes.set_ylabel(report["arms"][arm], fontsize=7)
+        _write_title(axes, report["arms"][arm])
     figure.savefig(path, dpi=130)
 
 
@@ -51,7 +53,8 @@ def save_polysemy(report: dict[str, Any], out: Path, path: Path, columns: int = 
     """Figure 6: images of a polysemous name, and of each of its specific names, a row for each arm."""
     arms = list(report["shapes"])
     prompts = list(report["shapes"][arms[0]])
-    figure = Figure(figsize=(len(prompts) * columns * 0.6 + 1, len(arms) * 0.65 + 0.3), layout="constrained")
+    width = len(prompts) * columns * 0.6 + _TITLE_INCHES
+    figure = Figure(figsize=(width, len(arms) * 0.65 + 0.3), layout="constrained")
     grid = figure.subplots(len(arms), len(prompts), squeeze=False)
     for row, arm in zip(grid, arms, strict=True):
         for axes, prompt in zip(row, prompts, strict=True):
@@ -59,7 +62,7 @@ def save_polysemy(report: dict[str, Any], out: Path, path: Path, columns: int = 
             _show_row(axes, sorted(folder.glob("*.png"))[:columns])
             if arm == arms[0]:
                 axes.set_title(f'"{prompt}"', fontsize=8)
-        row[0].set_ylabel(report["arms"][arm], fontsize=7)
+        _write_title(row[0], report["arms"][arm])
     figure.savefig(path, dpi=130)
 
 
@@ -70,6 +73,11 @@ def _show_row(axes: Axes, files: Sequence[Path]) -> int:
     axes.set_xticks([])
     axes.set_yticks([])
     return pixels[0].shape[1]
+
+
+def _write_title(axes: Axes, title: str) -> None:
+    """Of an arm, at the left of its row."""
+    axes.set_ylabel(textwrap.fill(title, 24), fontsize=7, rotation=0, ha="right", va="center")
 
 
 def save_few_shot(report: dict[str, Any], path: Path) -> bool:
