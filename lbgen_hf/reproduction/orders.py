@@ -106,6 +106,13 @@ def paired_difference(left: Sequence[float | None], right: Sequence[float | None
     return Difference(float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(n)), n - 1)
 
 
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where one more value would lie with 95 %, by Student's t of at least two that are normally distributed."""
+    n = len(values)
+    margin = student.ppf(0.975, n - 1) * np.std(values, ddof=1) * math.sqrt(1 + 1 / n)
+    return float(np.mean(values) - margin), float(np.mean(values) + margin)
+
+
 def bootstrap_difference(left: tuple[float, Sequence[float]], right: tuple[float, Sequence[float]]) -> Difference:
     """Of two values with bootstrap replicates on the same resamples, by the normal distribution."""
     replicates = np.subtract(left[1], right[1])

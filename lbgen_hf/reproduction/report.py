@@ -12,7 +12,16 @@ from typing import Any
 
 from lbgen_hf.evaluation.report import markdown_table
 from lbgen_hf.files import write_atomically
-from lbgen_hf.reproduction.orders import FAIL, GROUPS, NOT_SEEN, PASS, expected_orders, paired_difference
+from lbgen_hf.reproduction.adapters import RECIPES, RUNS
+from lbgen_hf.reproduction.orders import (
+    FAIL,
+    GROUPS,
+    NOT_SEEN,
+    PASS,
+    expected_orders,
+    paired_difference,
+    prediction_interval,
+)
 from lbgen_hf.reproduction.plots import save_doses, save_few_shot, save_frontier, save_polysemy, save_same_noise
 from lbgen_hf.reproduction.results import Results
 
@@ -50,6 +59,11 @@ QUALITY = {
 }
 TITLES = BACKBONE_METRICS | INFORMATION | DIVERSITY | QUALITY
 REPORT_FILE = "REPORT.md"
+# What is compared from run to run: the adapter is trained once for each other arm.
+_OF_RUNS = (
+    *("transfer", "unbiased_accuracy", "class_accuracy", "quality", "mi_background"),
+    *("entropy_background", "entropy_texture", "distance_within_class"),
+)
 _WORST_FIRST = (FAIL, NOT_SEEN, PASS)
 
 _PAGE = """# The paper's comparisons in biaslab
@@ -66,7 +80,7 @@ images by noise (bootstrap over images). The smallest effect is the true differe
 
 {orders}
 
-## What backbones learn
+{runs}## What backbones learn
 
 The difference from the base model's images in points: the mean over backbones and seeds, paired by both, with the 95 %
 interval of Student's t over the pairs. Then the values of each seed, in % and points.
@@ -98,6 +112,17 @@ specific names; these stand in the base model's captions with contexts at random
 """
 
 
+_RUNS_SECTION = """## From run to run
+
+The arms above have one adapter each, and no interval covers what another run of the same recipe would give. Here are
+several runs of lbGen's, and where one more would lie with 95 % (Student's t). What lies within is told from no
+difference of runs; what lies outside is **bold**.
+
+{runs}
+
+"""
+
+
 def write_report(results: Results, out: Path, run: dict[str, Any]) -> None:
     """Write the report of the arms that are complete.
 
@@ -118,12 +143,14 @@ def write_report(results: Results, out: Path, run: dict[str, Any]) -> None:
     }
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     shown = {name: f"![{title}](plots/{name}.png)\n\n" if there else "" for name, (title, there) in optional.items()}
-    page = _PAGE.format(**tables(report), **shown)
+    texts = tables(report)
+    texts["runs"] = _RUNS_SECTION.format(**texts) if texts["runs"] else ""
+    page = _PAGE.format(**texts, **shown)
     write_atomically(out / REPORT_FILE, page)
 
 
 def tables(report: dict[str, Any]) -> dict[str, str]:
-    """The parts of the page that are results, in Markdown: settings, orders, backbones, images, shapes.
+    """The parts of the page that are results, in Markdown: settings, orders, runs, backbones, images, shapes.
 
     Args:
         report: report.json.
@@ -132,6 +159,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     return {
         "settings": _settings(report),
         "orders": "\n\n".join([_summary(report), *_orders(report)]),
+        "runs": _from_run_to_run(report),
         "backbones": "\n\n".join([_beside_base(report), *by_seed]),
         "images": "\n\n".join(_in_images(report, titles) for titles in (INFORMATION, DIVERSITY, QUALITY)),
         "shapes": _shapes(report),
@@ -211,6 +239,33 @@ def _order_row(report: dict[str, Any], order: dict[str, Any]) -> list[str]:
         f"{order['p']:.3f}",
         _format(order["smallest_detectable"], digits),
     ]
+
+
+def _from_run_to_run(report: dict[str, Any]) -> str:
+    """Runs of one recipe, where one more would lie, and the arms whose adapter was fine-tuned once; "" for few runs."""
+    runs = [arm for arm in RUNS if arm in report["arms"]]
+    if len(runs) < 3:
+        return ""
+
+    def value(arm: str, metric: str) -> float:
+        return report["metrics"][arm][metric][0]
+
+    predicted = {metric: prediction_interval([value(run, metric) for run in runs]) for metric in _OF_RUNS}
+
+    def cell(arm: str, metric: str) -> str:
+        low, high = predicted[metric]
+        text = _of_run(metric, value(arm, metric))
+        return text if low <= value(arm, metric) <= high else f"**{text}**"
+
+    once = [arm for arm in report["backbones"] if arm in RECIPES and arm not in runs]
+    rows = [[report["arms"][arm], *(cell(arm, metric) for metric in _OF_RUNS)] for arm in (*runs, *once)]
+    between = [f"{_of_run(metric, low)} to {_of_run(metric, high)}" for metric, (low, high) in predicted.items()]
+    rows.insert(len(runs), ["one more run", *between])
+    return markdown_table(["", *(TITLES[metric] for metric in _OF_RUNS)], rows)
+
+
+def _of_run(metric: str, value: float) -> str:
+    return _format(value, 1 if metric in BACKBONE_METRICS else 2)
 
 
 def _in_images(report: dict[str, Any], titles: dict[str, str]) -> str:

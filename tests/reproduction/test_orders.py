@@ -15,6 +15,7 @@ from lbgen_hf.reproduction.orders import (
     bootstrap_difference,
     expected_orders,
     paired_difference,
+    prediction_interval,
 )
 from lbgen_hf.reproduction.report import TITLES
 
@@ -36,6 +37,16 @@ def test_bootstrap_difference_is_the_z_test_on_paired_replicates() -> None:
     assert difference.standard_error == pytest.approx(error)  # what the two share is gone
     assert difference.p == pytest.approx(2 * norm.sf(0.3 / error))
     assert difference.smallest_detectable == pytest.approx((1.959964 + 0.841621) * error, rel=1e-5)
+
+
+def test_one_more_value_lies_in_the_prediction_interval_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for *values, one_more in rng.normal(3, 2, size=(4000, 5)):
+        low, high = prediction_interval(values)
+        assert (low + high) / 2 == pytest.approx(np.mean(values))
+        found.append(low <= one_more <= high)
+    assert np.mean(found) == pytest.approx(0.95, abs=0.012)
 
 
 @pytest.mark.parametrize(
