@@ -174,22 +174,12 @@ def _from_transformers(source: str, name: str, device: torch.device) -> Backbone
     if missing:
         raise UserError(f"the weights of {name} lack {len(missing)} of its architecture's, {missing[0]} among them")
     model.requires_grad_(False).eval().to(device)
-    base = getattr(model, model.base_model_prefix, model)
-    has_pooler = not any("pooler" in key for key in info["missing_keys"])
-
-    def features(images: Tensor) -> Tensor:
-        if hasattr(base, "get_image_features"):  # a model of images and texts
-            output = base.get_image_features(pixel_values=images)
-            return output if isinstance(output, Tensor) else output.pooler_output
-        output = base(pixel_values=images)
-        pooled = getattr(output, "pooler_output", None)
-        return pooled.flatten(1) if pooled is not None and has_pooler else output.last_hidden_state[:, 0]
-
     num_classes = config.num_labels if has_head else 0
     labels = [config.id2label[i] for i in range(num_classes)] if has_head else []
+    untrained_pooler = any("pooler" in key for key in info["missing_keys"])
     return Backbone(
         name,
-        features,
+        _transformers_features(model, num_classes, use_pooler=not untrained_pooler),
         (lambda images: model(pixel_values=images).logits) if has_head else None,
         _Processor(processor),
         processor.to_json_string(),
@@ -198,6 +188,48 @@ def _from_transformers(source: str, name: str, device: torch.device) -> Backbone
         num_classes,
         device,
     )
+
+
+def _transformers_features(model: Any, num_classes: int, use_pooler: bool) -> Callable[[Tensor], Tensor]:
+    """What the head sees; without one, the pooler's output, the class token, or the mean over all tokens or places.
+
+    Args:
+        model: in eval mode.
+        num_classes: of its head, 0 without.
+        use_pooler: whether it has been trained.
+    """
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and num_classes and m.out_features == num_classes]
+    if len(heads) == 1:
+        return _input_of(heads[0], model)
+    base = getattr(model, model.base_model_prefix, model)
+    if hasattr(base.config, "mask_ratio"):  # a masked autoencoder would see some of the patches, chosen at random
+        base.config.mask_ratio = 0.0
+    has_class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in base.named_parameters())
+
+    def features(images: Tensor) -> Tensor:
+        if hasattr(base, "get_image_features"):  # a model of images and texts
+            output = base.get_image_features(pixel_values=images)
+            return output if isinstance(output, Tensor) else output.pooler_output
+        output = base(pixel_values=images)
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is not None and use_pooler:
+            return pooled.flatten(1)
+        states = output.last_hidden_state
+        if states.ndim == 4:
+            return states.mean((2, 3))
+        return states[:, 0] if has_class_token else states.mean(1)
+
+    return features
+
+
+def _input_of(head: nn.Linear, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    def features(images: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        with head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+            model(pixel_values=images)
+        return seen[0].flatten(1)
+
+    return features
 
 
 def imagenet_ids(backbone: Backbone) -> list[int]:

@@ -16,7 +16,7 @@ from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation import biaslab, public
 from lbgen_hf.evaluation.backbones import Backbone, imagenet_ids
 from lbgen_hf.evaluation.features import Progress, cached
-from lbgen_hf.evaluation.images import LabelledImages, image_folder
+from lbgen_hf.evaluation.images import LabelledImages
 from lbgen_hf.evaluation.probes import fit_linear, nearest_neighbours, select_c
 from lbgen_hf.evaluation.splits import FEW_SHOT_SEEDS, few_shot_subset
 from lbgen_hf.evaluation.transfer import (
@@ -25,6 +25,7 @@ from lbgen_hf.evaluation.transfer import (
     TransferDataset,
     load_any_dataset,
     load_transfer_dataset,
+    load_validation_images,
 )
 
 
@@ -95,14 +96,6 @@ def parse_benchmarks(specs: Sequence[str]) -> list[Benchmark]:
 
 
 # --- accuracy on the training classes
-
-
-def _named_validation(source: str) -> LabelledImages:
-    folder = Path(source)
-    if folder.is_dir() and not any(folder.rglob("*.parquet")):
-        return image_folder(folder)
-    dataset = load_any_dataset(source)
-    return dataset.val
 
 
 def class_accuracy(backbone: Backbone, images: LabelledImages, run: Run) -> dict:
@@ -288,7 +281,7 @@ def _public(name: str, kind: str, load: Callable, measure: Callable) -> Callable
 
 _WITH_SOURCE: dict[str, Callable[[str], list[Benchmark]]] = {
     "validation": lambda source: [
-        Benchmark("validation", "accuracy", functools.partial(_named_validation, source), class_accuracy),
+        Benchmark("validation", "accuracy", functools.partial(load_validation_images, source), class_accuracy),
     ],
     "transfer": functools.partial(_paper_datasets, few_shot=False),
     "few-shot": functools.partial(_paper_datasets, few_shot=True),

@@ -105,12 +105,13 @@ def _measure(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict:
-    """The cell, measured now or by an earlier run of the same weights, transform and images."""
+    """The cell, measured now or by an earlier run of the same weights, classes, transform and images."""
     identity = {
         "benchmark": benchmark.name,
         "kind": benchmark.kind,
         "weights_sha256": backbone.weights_sha256,
         "transform": backbone.transform_key,
+        "classes": _hash(backbone.class_names),
         "images": _fingerprints(images),
         "world": benchmark.world,
     }
@@ -126,9 +127,13 @@ def _measure(
 
 
 def _fingerprints(loaded: Any) -> list[str]:
-    """Of all the splits that a benchmark loaded."""
+    """Of all the splits that a benchmark loaded, and of what else it says of them."""
     if isinstance(loaded, LabelledImages):
         return [loaded.fingerprint]
     if dataclasses.is_dataclass(loaded):
         loaded = [getattr(loaded, field.name) for field in dataclasses.fields(loaded)]
-    return [part.fingerprint for part in loaded if isinstance(part, LabelledImages)]
+    return [part.fingerprint if isinstance(part, LabelledImages) else _hash(part) for part in loaded]
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()

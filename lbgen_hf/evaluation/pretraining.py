@@ -20,9 +20,10 @@ from lbgen_hf.evaluation.benchmarks import Run, class_accuracy
 from lbgen_hf.evaluation.images import LabelledImages
 from lbgen_hf.evaluation.pretraining_card import PUBLISHED, write_card
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
-from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader, open_images
+from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader
 from lbgen_hf.evaluation.statistics import accuracy
 from lbgen_hf.evaluation.training import Training
+from lbgen_hf.evaluation.transfer import load_validation_images
 from lbgen_hf.hub import create_model_repo, upload_model
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Pretraining(Training[PretrainingConfig]):
     def _open_data(self) -> int:
         config = self.config
         self.data = load_training_data(config)
-        self.validation = open_images(config.validation_data) if config.validation_data else None
+        self.validation = load_validation_images(config.validation_data) if config.validation_data else None
         self.mixup = _make_mixup(config, len(self.data.class_names))
         self.loss = SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(config.label_smoothing)
         return self.data.num_images

@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.evaluation.images import LabelledImages, image_folder
+from lbgen_hf.evaluation.images import LabelledImages
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.seeded_batches import Batches, WithErrors, derived_seed, seed_everything, seeded_loader
 from lbgen_hf.evaluation.splits import stratified_split
+from lbgen_hf.evaluation.transfer import columns_of, load_training_images
 
 _SHUFFLE_BUFFER = 10_000
 
@@ -68,7 +70,7 @@ def load_training_data(config: PretrainingConfig) -> TrainingData:
         return TrainingData(_webdataset(folder, config), None)
     if config.streaming:
         return TrainingData(_hub_stream(config), None)
-    images = open_images(config.data)
+    images = load_training_images(config.data)
     num_held_out = round(config.held_out_fraction * len(images))
     if not num_held_out:
         return TrainingData(images, None)
@@ -76,18 +78,9 @@ def load_training_data(config: PretrainingConfig) -> TrainingData:
     return TrainingData(images.subset(train), images.subset(held_out))
 
 
-def open_images(source: str) -> LabelledImages:
-    """All images of a folder of class folders, or of the training split of a `datasets` repo or folder."""
-    from lbgen_hf.evaluation.transfer import hub_splits, is_image_folder
-
-    return image_folder(Path(source)) if is_image_folder(Path(source)) else hub_splits(source)["train"]
-
-
 def _hub_stream(config: PretrainingConfig) -> Stream:
     import datasets
     from datasets.exceptions import DatasetsError
-
-    from lbgen_hf.evaluation.transfer import columns_of
 
     try:
         rows = datasets.load_dataset(config.data, split="train", streaming=True)
@@ -136,8 +129,8 @@ def make_loader(
     """Micro-batches (images, labels) of the steps first_step to last_step - 1, one after the other."""
     options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
     if isinstance(train, Stream):
-        dataset = _StreamBatches(train, batches, transform, first_step, last_step)
-        return DataLoader(dataset, batch_size=None, **options)
+        order = _StreamOrder(train, batches, first_step, last_step)
+        return DataLoader(_Decoded(train, transform), batch_sampler=order, collate_fn=WithErrors(_collate), **options)
     return seeded_loader(_Augmented(train, transform), _collate, batches, first_step, last_step, **options)
 
 
@@ -155,20 +148,18 @@ def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-class _StreamBatches(IterableDataset):
-    """Micro-batches of a stream. Every loader process reads the whole stream and decodes its own batches.
+class _StreamOrder(Sampler):
+    """Micro-batches of (row, seed of its augmentation), or of the message that the stream is too short.
 
-    Rows are shuffled through a buffer by (seed, epoch), and passed over undecoded where a run resumes.
+    The rows are read in the main process, which hands them to the loader's: a `datasets.IterableDataset` that is read
+    in these gives each its own shards, so the order would depend on their number. They are shuffled through a buffer
+    by (seed, epoch), and passed over where a run resumes.
     """
 
-    def __init__(self, stream: Stream, batches: Batches, transform: Callable, first_step: int, last_step: int) -> None:
-        self.stream, self.batches, self.transform = stream, batches, transform
-        self.first_step, self.last_step = first_step, last_step
+    def __init__(self, stream: Stream, batches: Batches, first_step: int, last_step: int) -> None:
+        self.stream, self.batches, self.first_step, self.last_step = stream, batches, first_step, last_step
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | str]:
-        worker = torch.utils.data.get_worker_info()
-        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        numbers = itertools.count()
+    def __iter__(self) -> Iterator[list[tuple[dict | str, int]]]:
         rows: Iterator = iter(())
         row_epoch, next_place = -1, 0
         for step in range(self.first_step, self.last_step):
@@ -177,27 +168,42 @@ class _StreamBatches(IterableDataset):
                     seed = derived_seed(self.batches.seed, "order", epoch)
                     rows = iter(self.stream.rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER))
                     row_epoch, next_place = epoch, 0
-                wanted = next(numbers) % workers == mine
                 count, kept = 0, collections.deque(maxlen=len(places))
                 for row in itertools.islice(rows, places.stop - next_place):
                     count += 1
                     kept.append(row)
                 if count < places.stop - next_place:
-                    yield (
-                        f"the stream ended after {next_place + count} images of {self.stream.num_images}; "
-                        "give --images_per_epoch"
-                    )
+                    found = f"{next_place + count} images of {self.stream.num_images}"
+                    yield [(f"the stream ended after {found}; give --images_per_epoch", 0)]
                     return
                 next_place = places.stop
-                if wanted:
-                    samples = [self._sample(row, epoch, place) for row, place in zip(kept, places, strict=True)]
-                    yield WithErrors(_collate)(samples)
+                seeds = (self.batches.sample_seed(epoch, place) for place in places)
+                yield list(zip(kept, seeds, strict=True))
 
-    def _sample(self, row: dict, epoch: int, place: int) -> tuple[Tensor, int] | str:
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded(Dataset):
+    """From a row of the stream to its augmented image and label, or to the message of what is wrong with it."""
+
+    stream: Stream
+    transform: Callable[[Image.Image], Tensor]
+
+    def __getitem__(self, key: tuple[dict | str, int]) -> tuple[Tensor, int] | str:
+        row, seed = key
+        if isinstance(row, str):
+            return row
         cell = row[self.stream.image_column]
         try:
-            image = Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
+            image = Image.open(io.BytesIO(_content_of(cell))).convert("RGB")
         except (OSError, ValueError, SyntaxError, TypeError) as error:
             return f"cannot read the image {cell.get('path')} of the stream: {first_line(error)}"
-        seed_everything(self.batches.sample_seed(epoch, place))
+        seed_everything(seed)
         return self.transform(image), int(row[self.stream.label_column])
+
+
+def _content_of(cell: dict[str, Any]) -> bytes:
+    """Of an image that `datasets` has not decoded: its bytes, which in a repo of image files lie where it says."""
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    with fsspec.open(cell["path"], "rb") as file:
+        return file.read()

@@ -78,22 +78,31 @@ def category_decisions(logits: Tensor, imagenet_ids: Sequence[Sequence[int]], he
     Raises:
         UserError: the head has no class of some category.
     """
-    columns = {imagenet_id: column for column, imagenet_id in enumerate(head_ids)}
+    columns = _columns_of_categories(imagenet_ids, head_ids)
     probabilities = logits.double().softmax(1)
-    means = []
-    for k, ids in enumerate(imagenet_ids):
-        present = [columns[i] for i in ids if i in columns]
-        if not present:
-            raise UserError(f"the classifier knows no class of category {k}, so it cannot decide for it")
-        means.append(probabilities[:, present].mean(1))
+    means = [probabilities[:, of_category].mean(1) for of_category in columns]
     return torch.stack(means, 1).argmax(1)
 
 
 def mapped_decisions(logits: Tensor, imagenet_ids: Sequence[Sequence[int]], head_ids: Sequence[int]) -> Tensor:
-    """Decisions among categories: the argmax over all classes, then its category; -1 where it belongs to none."""
+    """Decisions among categories: the argmax over all classes, then its category; -1 where it belongs to none.
+
+    Args and raises as `category_decisions`.
+    """
+    _columns_of_categories(imagenet_ids, head_ids)
     category = {i: k for k, ids in enumerate(imagenet_ids) for i in ids}
     of_column = torch.tensor([category.get(i, -1) for i in head_ids])
     return of_column[logits.argmax(1)]
+
+
+def _columns_of_categories(imagenet_ids: Sequence[Sequence[int]], head_ids: Sequence[int]) -> list[list[int]]:
+    """The head's columns that belong to each category; without any it would be wrong on all of that category."""
+    columns = {imagenet_id: column for column, imagenet_id in enumerate(head_ids)}
+    found = [[columns[i] for i in ids if i in columns] for ids in imagenet_ids]
+    for k, of_category in enumerate(found):
+        if not of_category:
+            raise UserError(f"the classifier knows no class of category {k}, so it cannot decide for it")
+    return found
 
 
 def focus(folder: Path, num_ids: int = 226) -> PublicBenchmark:

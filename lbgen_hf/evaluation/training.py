@@ -7,6 +7,7 @@ the very bytes of an uninterrupted one.
 
 import abc
 import copy
+import datetime
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=TrainingConfig)
 
 _LOG_SECONDS = 20
+_VALIDATION_TIMEOUT = datetime.timedelta(hours=12)  # the other processes wait while the main one measures
 
 
 class Training(abc.ABC, Generic[Config]):
@@ -63,6 +65,7 @@ class Training(abc.ABC, Generic[Config]):
             mixed_precision=config.mixed_precision,
             log_with=config.report_to,
             project_dir=config.output_dir,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_VALIDATION_TIMEOUT)],
         )
         if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
             raise UserError("fp16 does not train on a CPU; give --mixed_precision no or bf16")
@@ -154,10 +157,10 @@ class Training(abc.ABC, Generic[Config]):
             if time.monotonic() - said > _LOG_SECONDS or done in (first_step + 1, self.num_steps):
                 said = time.monotonic()
                 self._say(done, loss, (done - first_step) * self.batches.images_per_step / (said - started))
+            if done < self.num_steps and done % (self.batches.steps_per_epoch * self.config.validation_epochs) == 0:
+                self._validate(done, loss, journal)  # before the checkpoint: a run resumed from this one has the row
             if done % self.config.checkpointing_steps == 0 or done == self.num_steps:
                 self._save_checkpoint(done)
-            if done < self.num_steps and done % (self.batches.steps_per_epoch * self.config.validation_epochs) == 0:
-                self._validate(done, loss, journal)
         self._validate(self.num_steps, loss, journal)
         self.accelerator.end_training()
         if journal is None:
@@ -241,6 +244,10 @@ class Training(abc.ABC, Generic[Config]):
         load_optimizer_state("optimizer", self._plain_optimizer, state)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict({k: v.item() for k, v in part("scaler").items()})
+        if step > self.num_steps:
+            raise UserError(
+                f"{self.checkpoint} has done {step} steps, more than the {self.num_steps} that were asked for"
+            )
         if self._is_main:
             logger.info("resumed from %s", self.checkpoint)
         return step
@@ -252,6 +259,7 @@ class Training(abc.ABC, Generic[Config]):
     def _fixed_settings(self) -> dict[str, str]:
         return {
             **self.config.fixed_settings(),
+            "mixed_precision": self.accelerator.mixed_precision,  # accelerate's, where the config has none
             "num_processes": str(self.accelerator.num_processes),
             "images": self._fingerprint,
         }

@@ -5,8 +5,10 @@ Eight come through torchvision's classes, from the user's folder; any other is a
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -205,8 +207,12 @@ def load_any_dataset(source: str) -> TransferDataset:
     Raises:
         UserError: neither opens it, or it has no such columns or images.
     """
-    splits = _folder_splits(Path(source)) if is_image_folder(Path(source)) else hub_splits(source)
-    train = splits["train"]
+    splits = {name: open_split() for name, open_split in _splits(source).items()}
+    train = _train_of(splits, source)
+    if len({images.class_names for images in splits.values()}) > 1:
+        name, other = next((n, i) for n, i in splits.items() if i.class_names != train.class_names)
+        missing = sorted(set(train.class_names) ^ set(other.class_names))
+        raise UserError(f"the {name} and train images of {source} differ in their classes: {', '.join(missing[:1])}")
     test = splits.get("test")
     if test is None:
         train, test = _cut(train)
@@ -221,52 +227,91 @@ def _cut(images: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
     return images.subset(rest), images.subset(selected)
 
 
-def is_image_folder(folder: Path) -> bool:
-    """Whether images are in a folder for each class, and not in Parquet or Arrow files."""
-    return folder.is_dir() and not any(folder.rglob("*.parquet")) and not (folder / "dataset_dict.json").is_file()
+def load_training_images(source: str) -> LabelledImages:
+    """The training split of a source, or all of its images if it has no splits.
+
+    Args:
+        source: as `load_any_dataset` takes it.
+
+    Raises:
+        UserError: as there.
+    """
+    return _train_of(_splits(source), source)()
 
 
+def load_validation_images(source: str) -> LabelledImages:
+    """The validation split of a source, or all of its images if it has but one.
+
+    Args:
+        source: as `load_any_dataset` takes it.
+
+    Raises:
+        UserError: as there, or it has several splits and none for validation.
+    """
+    splits = _splits(source)
+    if "val" not in splits and len(splits) > 1:
+        raise UserError(f"{source} has no split for validation; it has {', '.join(splits)}")
+    return splits.get("val", next(iter(splits.values())))()
+
+
+_OpenSplit = Callable[[], LabelledImages]
+_Split = TypeVar("_Split")
 _VALIDATION_NAMES = ("val", "valid", "validation")
+_SPLITS = {"train": "train", "test": "test", **dict.fromkeys(_VALIDATION_NAMES, "val")}
 
 
-def _folder_splits(folder: Path) -> dict[str, LabelledImages]:
-    if not (folder / "train").is_dir():
-        return {"train": image_folder(folder)}
-    splits: dict[str, LabelledImages] = {"train": image_folder(folder / "train")}
-    for name in ("test", *_VALIDATION_NAMES):
-        if (folder / name).is_dir():
-            images = image_folder(folder / name)
-            if images.class_names != splits["train"].class_names:
-                missing = sorted(set(splits["train"].class_names) ^ set(images.class_names))
-                raise UserError(f"{folder / name} and {folder / 'train'} differ in their classes: {missing[0]}")
-            splits["test" if name == "test" else "val"] = images
-    return splits
+def _train_of(splits: dict[str, _Split], source: str) -> _Split:
+    if "train" not in splits:
+        raise UserError(f"{source} has no split 'train'; it has {', '.join(splits)}")
+    return splits["train"]
 
 
-def hub_splits(source: str) -> dict[str, LabelledImages]:
-    """The splits of a `datasets` repo or folder, under the names train, val and test."""
+def _splits(source: str) -> dict[str, _OpenSplit]:
+    """What opens the train, val and test images of a source, of those that it has."""
+    return _folder_splits(Path(source)) if _is_image_folder(Path(source)) else _hub_splits(source)
+
+
+def _is_image_folder(folder: Path) -> bool:
+    """Whether images are in a folder for each class, and not in Parquet or Arrow files."""
+    return folder.is_dir() and not any(folder.rglob("*.parquet")) and not _is_saved_dataset(folder)
+
+
+def _is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` wrote it by `save_to_disk`."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _folder_splits(folder: Path) -> dict[str, _OpenSplit]:
+    folders = {split: folder / name for name, split in _SPLITS.items() if (folder / name).is_dir()}
+    if "train" not in folders:  # then these are classes of such names
+        folders = {"train": folder}
+    return {split: functools.partial(image_folder, of_split) for split, of_split in folders.items()}
+
+
+def _hub_splits(source: str) -> dict[str, _OpenSplit]:
     import datasets
     from datasets.exceptions import DatasetsError
 
     try:
-        if Path(source, "dataset_dict.json").is_file() or Path(source, "state.json").is_file():
-            found = datasets.load_from_disk(source)
-        else:
-            found = datasets.load_dataset(source)
+        found = datasets.load_from_disk(source) if _is_saved_dataset(Path(source)) else datasets.load_dataset(source)
     except (FileNotFoundError, ValueError, OSError, DatasetsError) as error:
         raise UserError(f"`datasets` cannot open {source!r}: {first_line(error)}") from error
     splits = (
         {"train": found} if isinstance(found, datasets.Dataset) else {str(name): rows for name, rows in found.items()}
     )
-    if "train" not in splits:
-        raise UserError(f"{source} has no split 'train'; it has {', '.join(splits)}")
-    image, label = columns_of(splits["train"].features, source)
-    names = {"train": "train", "test": "test", **dict.fromkeys(_VALIDATION_NAMES, "val")}
+    if not splits.keys() & _SPLITS.keys():
+        raise UserError(f"{source} has no split named {', '.join(_SPLITS)}; it has {', '.join(splits)}")
+    image, label = columns_of(next(iter(splits.values())).features, source)
     return {
-        names[split]: DatasetImages(rows, image, label, f"{source} ({split})")
-        for split, rows in splits.items()
-        if split in names
+        _SPLITS[name]: functools.partial(DatasetImages, rows, image, label, f"{source} ({name})")
+        for name, rows in splits.items()
+        if name in _SPLITS and not (name == "test" and _has_no_labels(rows, label))
     }
+
+
+def _has_no_labels(rows: Any, label_column: str) -> bool:
+    """Whether they are kept secret, as those of ImageNet's test images are."""
+    return all(label is None or label < 0 for label in rows[label_column])
 
 
 def columns_of(features, source: str) -> tuple[str, str]:

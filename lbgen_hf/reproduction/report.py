@@ -253,11 +253,13 @@ def _from_run_to_run(report: dict[str, Any]) -> str:
     predicted = {metric: prediction_interval([value(run, metric) for run in runs]) for metric in _OF_RUNS}
 
     def cell(arm: str, metric: str) -> str:
+        if metric not in report["metrics"][arm]:  # no backbone was pre-trained on its images
+            return ""
         low, high = predicted[metric]
         text = _of_run(metric, value(arm, metric))
         return text if low <= value(arm, metric) <= high else f"**{text}**"
 
-    once = [arm for arm in report["backbones"] if arm in RECIPES and arm not in runs]
+    once = [arm for arm in report["arms"] if arm in RECIPES and arm not in runs]
     rows = [[report["arms"][arm], *(cell(arm, metric) for metric in _OF_RUNS)] for arm in (*runs, *once)]
     between = [f"{_of_run(metric, low)} to {_of_run(metric, high)}" for metric, (low, high) in predicted.items()]
     rows.insert(len(runs), ["one more run", *between])

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import transformers
 from PIL import Image
 from timm.models import save_for_hf
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
@@ -79,6 +80,51 @@ def test_transformers_folders(tmp_path: Path, images: RenderedImages) -> None:
     torch.testing.assert_close(features.compute(backbone, images, "features"), expected)
     with pytest.raises(UserError, match="has no classification head"):
         features.compute(backbone, images, "logits")
+
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32}
+
+
+def features_of(model: transformers.PreTrainedModel, images: RenderedImages, folder: Path) -> torch.Tensor:
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return features.compute(load_backbone(folder, "cpu"), images, "features")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, patch_size=16, num_labels=3)),
+        transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**VIT, patch_size=16, num_labels=3)),
+        transformers.IJepaForImageClassification(transformers.IJepaConfig(**VIT, patch_size=16, num_labels=3)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_features_are_what_the_head_of_a_transformers_model_sees(
+    model: transformers.PreTrainedModel, images: RenderedImages, tmp_path: Path
+) -> None:
+    found = features_of(model, images, tmp_path)
+    logits = features.compute(load_backbone(tmp_path, "cpu"), images, "logits")
+    torch.testing.assert_close(model.classifier(found).detach(), logits)
+
+
+def test_features_of_transformers_models_without_a_class_token(images: RenderedImages, tmp_path: Path) -> None:
+    tokens = transformers.IJepaModel(transformers.IJepaConfig(**VIT, patch_size=16), add_pooling_layer=False)
+    maps = transformers.PoolFormerModel(
+        transformers.PoolFormerConfig(hidden_sizes=[4, 4, 4, 8], depths=[1, 1, 1, 1], num_encoder_blocks=4)
+    )
+    for name, model, dims in (("tokens", tokens, 1), ("maps", maps, (2, 3))):
+        found = features_of(model, images, tmp_path / name)
+        seen = torch.stack([load_backbone(tmp_path / name, "cpu").transform(images.image(i)) for i in range(5)])
+        with torch.inference_mode():
+            expected = model.eval()(pixel_values=seen).last_hidden_state.mean(dims)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_masked_autoencoder_sees_all_patches(images: RenderedImages, tmp_path: Path) -> None:
+    model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**VIT, patch_size=8, mask_ratio=0.75))
+    found = features_of(model, images, tmp_path)
+    torch.testing.assert_close(features.compute(load_backbone(tmp_path, "cpu"), images, "features"), found)
 
 
 def test_outputs_are_computed_once_for_each_weights_transform_and_split(

@@ -227,13 +227,16 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished(image_data: Path, tm
 
 
 def test_another_run_cannot_be_resumed(image_data: Path, tmp_path: Path) -> None:
-    options = {**FAST, "data": str(image_data), "output_dir": tmp_path, "max_train_steps": 1}
+    options = {**FAST, "data": str(image_data), "output_dir": tmp_path, "max_train_steps": 2}
     Pretraining(PretrainingConfig(**options)).train()
     with pytest.raises(UserError, match="holds another run"):
         Pretraining(PretrainingConfig(**options))
-    changed = {**options, "learning_rate": 0.5, "resume_from_checkpoint": "latest"}
+    options["resume_from_checkpoint"] = "latest"
     with pytest.raises(UserError, match="learning_rate"):
-        Pretraining(PretrainingConfig(**changed)).train()
+        Pretraining(PretrainingConfig(**options | {"learning_rate": 0.5})).train()
+    Pretraining(PretrainingConfig(**options | {"mixed_precision": "no"})).train()  # what accelerate had said
+    with pytest.raises(UserError, match="has done 2 steps, more than the 1 that were asked for"):
+        Pretraining(PretrainingConfig(**options | {"max_train_steps": 1})).train()
 
 
 @pytest.fixture
@@ -301,10 +304,18 @@ def make_tars(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["stream", "webdataset"])
+def make_image_files(folder: Path) -> Path:
+    for i in range(40):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), i, dtype=np.uint8)).save(folder / "ab"[i % 2] / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["parquet", "image files", "webdataset"])
 def test_streams_resume_at_any_step(kind: str, tmp_path: Path) -> None:
-    if kind == "stream":
-        config = PretrainingConfig(data=str(make_parquet(tmp_path / "d")), streaming=True, images_per_epoch=40)
+    if kind != "webdataset":
+        make = make_parquet if kind == "parquet" else make_image_files
+        config = PretrainingConfig(data=str(make(tmp_path / "d")), streaming=True, images_per_epoch=40)
     else:
         names = tmp_path / "names.txt"
         names.write_text("a\nb\n")
@@ -317,8 +328,18 @@ def test_streams_resume_at_any_step(kind: str, tmp_path: Path) -> None:
     assert sorted(whole[:40, 0].tolist()) == list(range(40))
     assert not torch.equal(whole[:40, 0], whole[40:, 0])
     assert torch.equal(seen(data.train, batches, 13, 20), whole[13 * 4 :])
+    assert torch.equal(seen(data.train, batches, 13, 20, workers=2), whole[13 * 4 :])
     labels = torch.cat([y for _, y in make_loader(data.train, batches, brightness_and_noise, 0, 10, 0)])
     assert torch.equal(labels, whole[:40, 0].long() % 2)
+
+
+def test_a_stream_that_is_shorter_than_its_epoch_says_so(tmp_path: Path) -> None:
+    folder = str(make_parquet(tmp_path / "d"))
+    data = load_training_data(PretrainingConfig(data=folder, streaming=True, images_per_epoch=50))
+    batches = Batches(data.num_images, 4, 1, 1, 0, seed=0)
+    *whole, last = make_loader(data.train, batches, brightness_and_noise, 0, 12, 2)
+    assert len(whole) == 10
+    assert last == "the stream ended after 40 images of 50; give --images_per_epoch"
 
 
 def test_streams_that_do_not_say_enough(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_category_decisions_are_by_mean_probability() -> None:
 def test_mapped_decisions_are_the_argmax_of_all_classes() -> None:
     logits = torch.eye(4)
     assert public.mapped_decisions(logits, [(10, 12), (11,)], [10, 11, 12, 13]).tolist() == [0, 1, 0, -1]
+    with pytest.raises(UserError, match="knows no class of category 1"):  # of which all images would be wrong
+        public.mapped_decisions(logits, [(10, 12), (99,)], [10, 11, 12, 13])
 
 
 @pytest.fixture

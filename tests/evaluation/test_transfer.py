@@ -10,7 +10,14 @@ from PIL import Image
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation import transfer
 from lbgen_hf.evaluation.splits import stratified_split
-from lbgen_hf.evaluation.transfer import TABLE_6, Expected, load_any_dataset, load_transfer_dataset
+from lbgen_hf.evaluation.transfer import (
+    TABLE_6,
+    Expected,
+    load_any_dataset,
+    load_training_images,
+    load_transfer_dataset,
+    load_validation_images,
+)
 
 
 def save_image(path: Path, value: int = 0) -> None:
@@ -140,6 +147,45 @@ def test_a_datasets_folder(tmp_path: Path) -> None:
     labels = [*dataset.train.labels, *dataset.val.labels]
     assert [value % 2 for value in values] == labels
     assert dataset.train.fingerprint != dataset.val.fingerprint
+
+
+def labelled_rows(labels: list[int]) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    pixels = [np.full((8, 8, 3), i, dtype=np.uint8) for i in range(len(labels))]
+    return datasets.Dataset.from_dict({"image": pixels, "label": labels}, features=features)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])
+def test_each_split_is_found_beside_test_images_without_labels(kind: str, tmp_path: Path) -> None:
+    rows = {
+        "train": labelled_rows([0, 1] * 10),
+        "validation": labelled_rows([0, 1] * 3),
+        "test": labelled_rows([-1] * 4),
+    }
+    if kind == "parquet":
+        for name, of_split in rows.items():
+            of_split.to_parquet(tmp_path / f"{name}.parquet")
+    else:
+        datasets.DatasetDict(rows).save_to_disk(tmp_path)
+    assert len(load_training_images(str(tmp_path))) == 20
+    assert len(load_validation_images(str(tmp_path))) == 6
+    dataset = load_any_dataset(str(tmp_path))
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [16, 6, 4]  # test is cut
+
+
+def test_validation_images_are_a_split_of_that_name_or_the_only_one(tmp_path: Path) -> None:
+    one, several = tmp_path / "one", tmp_path / "several"
+    labelled_rows([0, 1] * 10).save_to_disk(one)
+    assert len(load_validation_images(str(one))) == 20
+    for name in ("train", "test"):
+        save_image(several / name / "cat" / "0.png")
+    with pytest.raises(UserError, match="has no split for validation; it has train, test"):
+        load_validation_images(str(several))
+    save_image(several / "val" / "cat" / "0.png")
+    save_image(several / "val" / "dog" / "0.png")
+    assert len(load_validation_images(str(several))) == 2
+    with pytest.raises(UserError, match=r"the val and train images .* differ in their classes: dog"):
+        load_any_dataset(str(several))
 
 
 def test_sources_of_the_wrong_kind(tmp_path: Path) -> None:
