@@ -1,5 +1,7 @@
 """Which device and dtype a model runs with."""
 
+import os
+
 import torch
 
 from lbgen_hf.errors import UserError
@@ -21,6 +23,8 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         return device
     try:
         chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None and "LOCAL_RANK" in os.environ:
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.empty(0, device=chosen)
         if chosen.type == "meta":  # which holds no values
             raise NotImplementedError

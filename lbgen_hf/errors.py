@@ -4,8 +4,11 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import NoReturn
+
+_SECONDS_FOR_RANK_0 = 3.0
 
 
 class UserError(ValueError):
@@ -29,7 +32,8 @@ def report_errors(program: str, on_interrupt: str = "") -> Iterator[None]:
         program: the name before ": error:".
         on_interrupt: what is kept and how to resume, said after Ctrl-C.
 
-    Under a launcher of several processes, rank 0 alone speaks.
+    Under a launcher of several processes, rank 0 speaks at once; another only if the launcher has not ended it after a
+    few seconds, for then the error is its own.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -47,6 +51,9 @@ def report_errors(program: str, on_interrupt: str = "") -> Iterator[None]:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_SECONDS_FOR_RANK_0)
+        message = f"[rank {rank}] {message}"
+    print(message, file=sys.stderr)
     raise SystemExit(code) from None

@@ -32,6 +32,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
 }
 
+_IRREPRODUCIBLE = ("DPMSolverSDEScheduler",)  # they take no generator
 _NO_PNDM = (
     "PNDM mixes the noise predictions of earlier steps into every step, so a gradient step would also reach the image"
     " through its neighbours and K gradient steps would not be K; train with ddim (default) or ddpm, and sample with"
@@ -47,7 +48,7 @@ def build_scheduler(name: str, config: dict) -> SchedulerMixin:
         config: the config of the pipeline's own scheduler.
 
     Raises:
-        UserError: there is no such scheduler, or a package that it needs is missing.
+        UserError: there is no such scheduler, a package that it needs is missing, or it takes no generator.
     """
     classes = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
     class_name, options = SCHEDULERS.get(name, (name, {}))
@@ -55,6 +56,8 @@ def build_scheduler(name: str, config: dict) -> SchedulerMixin:
         close = difflib.get_close_matches(name, [*SCHEDULERS, *classes], n=2)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(SCHEDULERS)}"
         raise UserError(f"unknown scheduler {name!r}: {hint}")
+    if class_name in _IRREPRODUCIBLE:
+        raise UserError(f"the scheduler {name!r} adds noise that an image's seed does not decide; choose another")
     try:
         return getattr(diffusers, class_name).from_config(config, **options)
     except ImportError as error:

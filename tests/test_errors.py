@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from lbgen_hf import errors
 from lbgen_hf.errors import first_line
 
 
@@ -18,6 +19,15 @@ from lbgen_hf.errors import first_line
 )
 def test_an_error_is_told_in_one_line_even_without_a_message(error, line):
     assert first_line(error) == line
+
+
+def test_the_launchers_other_ranks_tell_their_own_errors(monkeypatch, capsys):
+    monkeypatch.setattr(errors, "_SECONDS_FOR_RANK_0", 0.0)
+    monkeypatch.setenv("RANK", "5")
+    with pytest.raises(SystemExit) as stop, errors.report_errors("lbgen"):
+        raise errors.UserError("its disk is full")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "[rank 5] lbgen: error: its disk is full\n"
 
 
 def test_in_a_locale_without_its_letters_text_is_escaped_and_a_path_is_refused_in_one_line():

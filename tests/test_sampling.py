@@ -379,6 +379,7 @@ def test_schedulers_keep_the_betas(pipe):
     ("name", "message"),
     [
         ("magic", "unknown scheduler 'magic': choose from pndm"),
+        ("DPMSolverSDEScheduler", "adds noise that an image's seed does not decide"),
         ("eular", "unknown scheduler 'eular': did you mean 'euler'"),
         ("FlowMatchEulerDiscreteScheduler", "did you mean"),
         ("UNet2DConditionModel", "unknown scheduler 'UNet2DConditionModel'"),

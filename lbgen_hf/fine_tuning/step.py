@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import AutocastKwargs, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -122,7 +122,9 @@ class TrainingStep:
             **gradients: which steps carry gradients, and how: see `sample_latents`.
         """
         config = self.config
-        with self.accelerator.autocast():
+        # No cache of casts: before torch 2.11 a step without gradients leaves its cast of a LoRA weight there, and
+        # where those with gradients use it, the weight has none.
+        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
             latents = sample_latents(
                 self.unet,
                 self.scheduler,

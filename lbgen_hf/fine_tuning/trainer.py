@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -114,6 +115,8 @@ class LbGenTrainer:
             last_row = start if checkpoint else -1
             self._losses = Journal(config.output_dir / "training.jsonl", last_row)
             self._metrics = Journal(config.output_dir / "validation.jsonl", last_row)
+            if checkpoint and (kept := checkpoint / self._best.name).is_dir():
+                write_folder(self._best, lambda best: shutil.copytree(kept, best, dirs_exist_ok=True))
             self._announce(step)
         self.accelerator.init_trackers("lbgen", {name: str(value) for name, value in vars(config).items()})
 
@@ -137,6 +140,11 @@ class LbGenTrainer:
             self._finish(step, repo_id)
         self.accelerator.end_training()
         return config.output_dir
+
+    @property
+    def _best(self) -> Path:
+        """The LoRA of the step that the validation metrics select, so far."""
+        return self.config.output_dir / "best"
 
     def _settings(self) -> dict[str, str]:
         """What must not change when this run is resumed."""
@@ -169,7 +177,7 @@ class LbGenTrainer:
         save_image(images, folder / f"step-{done:06d}.png", nrow=columns)
         if choose_step(self._metrics.rows) == done:
             with averaged(step.average, step.parameters):
-                write_folder(self.config.output_dir / "best", lambda best: save_lora(step.unet, best))
+                write_folder(self._best, lambda best: save_lora(step.unet, best))
         self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=done)
         grid = make_grid(images, nrow=columns).permute(1, 2, 0)[None]
         for tracker in self.accelerator.trackers:
@@ -185,6 +193,8 @@ class LbGenTrainer:
                 save_state(folder, done, step.state(), self._settings())
                 with averaged(step.average, step.parameters):
                     save_lora(step.unet, folder)
+                if self._best.is_dir():  # a run that is resumed here goes back to it
+                    shutil.copytree(self._best, folder / self._best.name)
 
             write_folder(self.config.output_dir / f"checkpoint-{done}", write)
             remove_old(self.config.output_dir, self.config.checkpoints_total_limit)
@@ -195,7 +205,7 @@ class LbGenTrainer:
         config, rows, kept = self.config, self._metrics.rows, step.num_steps
         if config.keep == "best":
             kept = choose_step(rows)
-            write_atomically(config.output_dir / LORA_FILE, (config.output_dir / "best" / LORA_FILE).read_bytes())
+            write_atomically(config.output_dir / LORA_FILE, (self._best / LORA_FILE).read_bytes())
         else:
             with averaged(step.average, step.parameters):
                 save_lora(step.unet, config.output_dir)
@@ -226,7 +236,9 @@ def _check_sources(config: LbGenConfig) -> None:
         check_scorer(config.quality_scorer)
     base = config.pretrained_model_name_or_path
     with loading(base, "model", [LBGEN_TINY]):
-        is_lora(resolve(base, "pipeline"), revision=config.revision)
+        base_is_lora = is_lora(resolve(base, "pipeline"), revision=config.revision)
+    if base_is_lora:
+        raise UserError(f"{base} is a LoRA: give the model that it was made for, or one into which it has been fused")
 
 
 def _tracker(report_to: str | None) -> str | None:

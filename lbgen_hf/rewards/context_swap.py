@@ -83,12 +83,13 @@ def image_directions(text_features: Tensor, features: Tensor, class_ids: Tensor)
         features: (N, D) of the bank's images.
         class_ids: (N,) their classes.
     """
-    mean = text_features[class_ids].mean(0)
-    texts, images = (text_features[class_ids] - mean).double(), (features - features.mean(0)).double()
+    names, bank = text_features.cpu().double(), features.cpu().double()  # MPS has no float64
+    mean = names[class_ids.cpu()].mean(0)
+    texts, images = names[class_ids.cpu()] - mean, bank - bank.mean(0)
     gram = texts.T @ texts
-    ridge = gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    ridge = gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     weights = torch.linalg.solve(gram + ridge, texts.T @ images)
-    return ((text_features - mean).double() @ weights).to(features.dtype)
+    return ((names - mean) @ weights).to(features)
 
 
 def class_loss(image_features: Tensor, text_features: Tensor, class_ids: Tensor, scale: float = 10.0) -> Tensor:

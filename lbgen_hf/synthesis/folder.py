@@ -5,6 +5,7 @@ large the dataset is.
 """
 
 import contextlib
+import errno
 import functools
 import importlib.metadata
 import itertools
@@ -117,7 +118,7 @@ class DatasetFolder:
             draft = path / WORK_FOLDER / f"generation-{uuid.uuid4().hex}.json"
             write_atomically(draft, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
             with contextlib.suppress(FileExistsError):  # another worker was first
-                os.link(draft, path / RECORD)
+                _place(draft, path / RECORD)
             draft.unlink()
         dataset = cls(path)
         dataset.check_settings(settings)
@@ -426,6 +427,23 @@ def check_output(path: Path, settings: Settings | None = None) -> None:
     ours = {WORK_FOLDER, "data"}
     if strangers := sorted(entry.name for entry in path.iterdir() if entry.name not in ours):
         raise UserError(f"{path} holds something else ({strangers[0]}); give an empty folder to --out")
+
+
+def _place(draft: Path, target: Path) -> None:
+    """Copy a file to where none is, whole where the file system has hard links.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    try:
+        os.link(draft, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with target.open("xb") as file:
+            file.write(draft.read_bytes())
 
 
 def _line(error: BaseException) -> str:

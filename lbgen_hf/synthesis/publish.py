@@ -17,6 +17,7 @@ from lbgen_hf.synthesis.leases import alone_in
 from lbgen_hf.synthesis.shard import explain_no_space
 
 INFO = "_info.json"
+_EXPORTED = ".exported.json"  # of which dataset the tars are
 CLASS_LIST = "classes.txt"
 
 Progress = Callable[[int, int], None]
@@ -90,6 +91,7 @@ def publish(
                 repo_type="dataset",
                 folder_path=dataset.path,
                 allow_patterns=list(files_to_publish(dataset)),
+                delete_patterns="data/*.parquet",  # an earlier dataset's, which would be read as this one's
                 commit_message=f"Publish {dataset.name}",
             )
         except Exception as error:
@@ -131,24 +133,31 @@ def export_webdataset(
 
     Args:
         dataset: complete.
-        target: the folder for the tars; those already there are kept, so that an interrupted export resumes.
+        target: the folder for the tars; those of this dataset are kept, so that an interrupted export resumes.
         progress: told after each shard how many images of how many are done.
 
     Returns:
         The tars.
 
     Raises:
-        UserError: the dataset is not complete or a shard is damaged, `target` holds something else, or
-            the disk is full.
+        UserError: the dataset is not complete or a shard is damaged, `target` holds something else or the tars of
+            another dataset, or the disk is full.
     """
     dataset.require_complete()
     plan = dataset.plan
     tars = [target / f"train-{shard:05d}.tar" for shard in range(plan.num_shards)]
     with explain_no_space(target):
         target.mkdir(parents=True, exist_ok=True)
-        ours = {INFO, CLASS_LIST, *(tar.name for tar in tars), *(tar.with_suffix(".tmp").name for tar in tars)}
+        ours = {
+            INFO,
+            CLASS_LIST,
+            _EXPORTED,
+            *(tar.name for tar in tars),
+            *(tar.with_suffix(".tmp").name for tar in tars),
+        }
         if strangers := sorted(entry.name for entry in target.iterdir() if entry.name not in ours):
             raise UserError(f"{target} holds something else ({strangers[0]}); give an empty folder")
+        _claim_tars(dataset, target)
         for shard, tar in enumerate(tars):
             if not tar.exists():
                 draft = tar.with_suffix(".tmp")
@@ -158,6 +167,22 @@ def export_webdataset(
         write_atomically(target / CLASS_LIST, "".join(f"{name}\n" for name in dataset.class_names))
         write_atomically(target / INFO, json.dumps(_info(dataset, tars), indent=2, ensure_ascii=False) + "\n")
     return tars
+
+
+def _claim_tars(dataset: DatasetFolder, target: Path) -> None:
+    """Write down whose tars these are, before the first.
+
+    Raises:
+        UserError: there are tars of another dataset, or of this one before `lbgen score` or new shards changed it.
+    """
+    shards = [dataset.footer(shard).num_bytes for shard in range(dataset.plan.num_shards)]
+    columns = list(dataset.features)
+    exported = json.dumps({"settings": dataset.settings.fingerprint, "columns": columns, "bytes": shards}) + "\n"
+    record = target / _EXPORTED
+    known = record.read_text(encoding="utf-8") if record.is_file() else None
+    if known != exported and any(target.glob("*.tar")):
+        raise UserError(f"{target} holds the tars of another dataset, or of this one as it was; give an empty folder")
+    write_atomically(record, exported)
 
 
 def _write_tar(dataset: DatasetFolder, shard: int, tar: Path) -> None:

@@ -264,7 +264,7 @@ def _load_pipeline(settings: Settings, device: torch.device) -> LbGenPipeline:
     hub = {name: value for name, value in hub.items() if value is not None}
     pipe = LbGenPipeline.from_pretrained(settings.model, dtype=DTYPES[settings.dtype], **hub)
     if settings.lora:
-        pipe.load_lora_weights(settings.lora)
+        pipe.load_lora_weights(_lora_file(settings.lora))  # which needs no network where the cache has it
     if pipe.get_active_adapters():
         pipe.fuse_lora()
         pipe.unload_lora_weights()

@@ -23,6 +23,7 @@ from lbgen_hf.fine_tuning import step
 from lbgen_hf.fine_tuning.checkpoints import STATE_FILE
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.pipeline_lbgen import LORA_FILE
+from lbgen_hf.sampling import sample_latents
 
 SHORT = {"max_train_steps": 2, "validation_steps": 0, "checkpointing_steps": 2}
 
@@ -259,6 +260,31 @@ def test_resuming_any_checkpoint_is_the_uninterrupted_run(make_config, tmp_path,
         assert_same(whole, cut)
         for name in ("training.jsonl", "validation.jsonl"):
             assert (cut / name).read_text() == (whole / name).read_text()
+
+
+def test_a_resumed_run_keeps_the_best_of_its_own_steps(make_config, tmp_path):
+    whole = train(make_config(keep="best", max_train_steps=2, output_dir=tmp_path / "whole"))
+    cut = train(make_config(keep="best", output_dir=tmp_path / "cut"))
+    (cut / "best" / LORA_FILE).write_bytes(b"of a step after the checkpoint")
+    train(make_config(keep="best", max_train_steps=2, resume_from_checkpoint="checkpoint-2", output_dir=cut))
+    torch.testing.assert_close(load_file(cut / LORA_FILE), load_file(whole / LORA_FILE), rtol=0, atol=0)
+
+
+def test_trajectories_are_sampled_without_autocasts_cache(make_config, monkeypatch):
+    cached = []
+
+    def sample(*args, **options):
+        cached.append(torch.is_autocast_cache_enabled())
+        return sample_latents(*args, **options)
+
+    monkeypatch.setattr(step, "sample_latents", sample)
+    train(make_config(**SHORT, mixed_precision="bf16"))
+    assert not any(cached)
+
+
+def test_a_lora_is_no_model_to_train(make_config, lora_without):
+    with pytest.raises(UserError, match="is a LoRA: give the model that it was made for"):
+        train(make_config(pretrained_model_name_or_path=str(lora_without)))
 
 
 def kill_at_random(config: LbGenConfig, processes: int, rng: random.Random) -> None:

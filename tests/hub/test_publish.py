@@ -214,6 +214,15 @@ def test_a_stray_shard_is_not_published(hub: Hub, dataset: Path):
     assert not hub.requests
 
 
+def test_shards_of_an_earlier_dataset_go(hub: Hub, dataset: Path):
+    publish(DatasetFolder(dataset), REPO)
+    files = hub.repos["datasets", REPO].files
+    files["data/train-00000-of-00009.parquet"] = files[SHARDS[0]]
+    files["notes.txt"] = b"the owner's"
+    publish(DatasetFolder(dataset), REPO)
+    assert sorted(files) == sorted([*ALL_FILES, "notes.txt"])
+
+
 def test_files_of_others_stay_at_home(hub: Hub, dataset: Path):
     (dataset / "secret.txt").write_text("secret")
     publish(DatasetFolder(dataset), REPO)

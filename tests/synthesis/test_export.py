@@ -1,5 +1,6 @@
 """Tars that `webdataset` and `load_dataset("webdataset")` read."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -44,11 +45,19 @@ def test_load_dataset_reads_the_tars(finished: Path, tars: list[Path], tmp_path:
 
 def test_an_interrupted_export_resumes(finished: Path, tars: list[Path], tmp_path: Path):
     content = [tar.read_bytes() for tar in tars]
+    shutil.copy(tars[0].parent / ".exported.json", tmp_path)
     (tmp_path / tars[0].name).write_bytes(content[0])
     (tmp_path / "train-00001.tmp").write_bytes(content[1][:100])
     again = export_webdataset(DatasetFolder(finished), tmp_path)
     assert [tar.read_bytes() for tar in again] == content
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_tars_of_another_dataset_are_refused(tars: list[Path], tmp_path: Path):
+    other = dataclasses.replace(make_settings(), seed=make_settings().seed + 1)
+    generate(tmp_path / "other", other, StandIn())
+    with pytest.raises(UserError, match="holds the tars of another dataset"):
+        export_webdataset(DatasetFolder(tmp_path / "other"), tars[0].parent)
 
 
 def test_an_unfinished_dataset_and_a_strange_folder_are_refused(finished: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """`DatasetFolder`: what it says of a dataset is what `load_dataset` gives and what the plan says."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -138,6 +139,17 @@ def test_two_different_jobs_cannot_share_a_folder(tmp_path: Path):
         worker.join(60)
     assert sorted(worker.exitcode for worker in workers) == [0, 1, 1, 1]
     assert len(list(DatasetFolder(tmp_path / "out").rows())) == 60
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert DatasetFolder.create(tmp_path / "out", make_settings()).settings == make_settings()
+    DatasetFolder.create(tmp_path / "out", make_settings())  # another worker
+    with pytest.raises(UserError, match="seed"):
+        DatasetFolder.create(tmp_path / "out", make_settings(seed=1))
 
 
 def test_a_folder_with_a_stray_shard_is_refused(copy: Path):
