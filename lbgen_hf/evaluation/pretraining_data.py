@@ -205,5 +205,6 @@ def _content_of(cell: dict[str, Any]) -> bytes:
     """Of an image that `datasets` has not decoded: its bytes, which in a repo of image files lie where it says."""
     if cell["bytes"] is not None:
         return cell["bytes"]
-    with fsspec.open(cell["path"], "rb") as file:
+    opened: Any = fsspec.open(cell["path"], "rb")
+    with opened as file:
         return file.read()
