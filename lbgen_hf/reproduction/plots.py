@@ -123,10 +123,9 @@ def save_doses(report: dict[str, Any], path: Path) -> bool:
         row[0].set_ylabel(_AXES[metric], fontsize=8)
         for axes, (title, lines) in zip(row, columns.items(), strict=True):
             shown = {
-                label: {dose: arm for dose, arm in line.items() if _has(report, arm, metric)}
-                for label, line in lines.items()
+                label: line for label, line in lines.items() if all(_has(report, arm, metric) for arm in line.values())
             }
-            if all(len(line) < 2 for line in shown.values()):  # no backbones were pre-trained on them
+            if not shown:  # no backbones were pre-trained on them
                 axes.set_axis_off()
                 continue
             axes.axhline(_above_base(report, "base", metric)[0], color="gray", linewidth=1)
