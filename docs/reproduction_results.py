@@ -5,9 +5,10 @@ OMP_NUM_THREADS=1 lbgen reproduce --from-scratch --out reproduction
 OMP_NUM_THREADS=1 lbgen reproduce --from-scratch --out reproduction \
     --lora no_entire_best=reproduction/adapters/no_entire/best    # and so on for each that ends in _best
 
-each in two processes at once; tests/benchmarks/results/reproduction.json is its report.json. The arms that have no
-backbones were made on another machine, with the base model's and lbGen's once more:
-tests/benchmarks/results/reproduction_images.json.
+each in two processes at once; tests/benchmarks/results/reproduction.json is its report.json. What has no backbones,
+further runs of lbGen's recipe and the images of the base model and of lbGen once more were made on another machine:
+tests/benchmarks/results/reproduction_images.json. There the seconds of an adapter that was fine-tuned on from a shorter
+run's checkpoint include that run's; the backbones of the base model's and of lbGen's images are the first machine's.
 
     python docs/reproduction_results.py
 
@@ -21,9 +22,11 @@ from typing import Any
 
 from tables import read_results
 
+from lbgen_hf.reproduction.adapters import RUNS
 from lbgen_hf.reproduction.arms import standard_arms
 from lbgen_hf.reproduction.orders import expected_orders
 from lbgen_hf.reproduction.plots import save_doses, save_few_shot, save_frontier
+from lbgen_hf.reproduction.report import runs_table
 from lbgen_hf.reproduction.report import tables as report_tables
 
 _PER_ARM = ("arms", "metrics", "backbones", "shapes")
@@ -32,12 +35,14 @@ _PER_ARM = ("arms", "metrics", "backbones", "shapes")
 def tables() -> dict[str, str]:
     """The texts of reproduction.md by the names of their marks."""
     report = merged(read_results("reproduction"), read_results("reproduction_images"))
+    kept = [arm for arm in report["arms"] if arm.endswith("_best")]  # at the step that the shipped LoRA's rule keeps
+    of_runs = [arm for arm in kept if arm.removesuffix("_best") in RUNS]
     seconds = report["seconds"].values()
     cost = (
         f"Two processes of one thread each made these {len(seconds)} cells in {sum(seconds) / 2 / 3600:.1f} hours, on "
         "2 CPU cores with other work on them at times, the fine-tuning of their adapters included."
     )
-    return report_tables(report) | {"cost": cost}
+    return report_tables(report) | {"cost": cost, "kept_runs": runs_table(report, ["lbgen", *of_runs], kept)}
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -50,8 +55,8 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         if first[name] != second[name]:
             raise ValueError(f"the two runs differ in {name}")
     for arm in first["metrics"].keys() & second["metrics"].keys():
-        for metric, (value, *_) in second["metrics"][arm].items():
-            if not math.isclose(value, first["metrics"][arm][metric][0], rel_tol=1e-5, abs_tol=1e-5):
+        for metric in first["metrics"][arm].keys() | second["metrics"][arm].keys():
+            if not _agree(*(report["metrics"][arm].get(metric) for report in (first, second))):
                 raise ValueError(f"the two runs differ in {metric} of {arm}")
     known = [*standard_arms({"lbGen": "", "context swap": ""})]
     arms = sorted(second["arms"] | first["arms"], key=lambda arm: known.index(arm) if arm in known else len(known))
@@ -64,6 +69,13 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         "seconds": second["seconds"] | first["seconds"],
         "missing_arms": [title for title in first["missing_arms"] if title in second["missing_arms"]],
     }
+
+
+def _agree(one: list[float | None] | None, other: list[float | None] | None) -> bool:
+    """Whether an estimate was measured as the same value twice, up to rounding."""
+    if not one or not other or one[0] is None or other[0] is None:
+        return one == other
+    return math.isclose(one[0], other[0], rel_tol=1e-5, abs_tol=1e-5)
 
 
 def _in_order(of_arms: dict[str, Any], arms: list[str]) -> dict[str, Any]:

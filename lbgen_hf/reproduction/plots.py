@@ -28,7 +28,9 @@ _DOSES: dict[str, dict[str, dict[float, str]]] = {
         "lbGen": {0: "base", 0.5: "lbgen_half", 1: "lbgen"},
         "context swap": {0: "base", 0.5: "context_swap_half", 1: "context_swap"},
     },
-    "steps of fine-tuning": {"lbGen": {0: "base", 30: "steps_30", 60: "steps_60", 120: "steps_120", 140: "again"}},
+    "steps of fine-tuning": {
+        "lbGen, fine-tuned again": {0: "base", 30: "steps_30", 60: "steps_60", 120: "steps_120", 140: "again"}
+    },
     "class names in fine-tuning": {"lbGen": {4: "names_4", 8: "names_8", 16: "lbgen"}},
     "share of what is marked that the reward's captions name": {
         "lbGen": {0: "mention_0", 0.4: "mention_40", 0.8: "mention_80", 0.95: "lbgen", 1: "mention_100"}
@@ -134,7 +136,8 @@ def save_doses(report: dict[str, Any], path: Path) -> bool:
                 found = [_above_base(report, arm, metric) for arm in line.values()]
                 values, halves = [y[0] for y in found], [_half_width(y) for y in found]
                 axes.errorbar(list(line), values, yerr=halves, marker="o", capsize=2, label=label)
-    grid[0, 0].legend(fontsize=7)
+    for axes in grid[0]:
+        axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
     return True
 

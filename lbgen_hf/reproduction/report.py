@@ -114,9 +114,9 @@ specific names; these stand in the base model's captions with contexts at random
 
 _RUNS_SECTION = """## From run to run
 
-The arms above have one adapter each, and no interval covers what another run of the same recipe would give. Here are
-several runs of lbGen's, and where one more would lie with 95 % (Student's t). What lies within is told from no
-difference of runs; what lies outside is **bold**.
+Each arm above has one adapter, and no interval covers what another run of its recipe would give. Here are several runs
+of lbGen's, and where one more would lie with 95 % (Student's t). What lies within cannot be told from another run of
+lbGen; what lies outside is **bold**. Ends beyond what is possible show how little so few runs say.
 
 {runs}
 
@@ -159,7 +159,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     return {
         "settings": _settings(report),
         "orders": "\n\n".join([_summary(report), *_orders(report)]),
-        "runs": _from_run_to_run(report),
+        "runs": runs_table(report, RUNS, tuple(RECIPES)),
         "backbones": "\n\n".join([_beside_base(report), *by_seed]),
         "images": "\n\n".join(_in_images(report, titles) for titles in (INFORMATION, DIVERSITY, QUALITY)),
         "shapes": _shapes(report),
@@ -241,9 +241,18 @@ def _order_row(report: dict[str, Any], order: dict[str, Any]) -> list[str]:
     ]
 
 
-def _from_run_to_run(report: dict[str, Any]) -> str:
-    """Runs of one recipe, where one more would lie, and the arms whose adapter was fine-tuned once; "" for few runs."""
-    runs = [arm for arm in RUNS if arm in report["arms"]]
+def runs_table(report: dict[str, Any], runs: Sequence[str], others: Sequence[str]) -> str:
+    """Runs of one recipe, where one more would lie, and other arms beside that.
+
+    Args:
+        report: report.json.
+        runs: arms that differ in the run alone.
+        others: arms whose adapter was fine-tuned once. Of both, those that the report has count.
+
+    Returns:
+        Markdown; "" for fewer than three runs.
+    """
+    runs = [arm for arm in runs if arm in report["arms"]]
     if len(runs) < 3:
         return ""
 
@@ -259,8 +268,8 @@ def _from_run_to_run(report: dict[str, Any]) -> str:
         text = _of_run(metric, value(arm, metric))
         return text if low <= value(arm, metric) <= high else f"**{text}**"
 
-    once = [arm for arm in report["arms"] if arm in RECIPES and arm not in runs]
-    rows = [[report["arms"][arm], *(cell(arm, metric) for metric in _OF_RUNS)] for arm in (*runs, *once)]
+    others = [arm for arm in others if arm in report["arms"] and arm not in runs]
+    rows = [[report["arms"][arm], *(cell(arm, metric) for metric in _OF_RUNS)] for arm in (*runs, *others)]
     between = [f"{_of_run(metric, low)} to {_of_run(metric, high)}" for metric, (low, high) in predicted.items()]
     rows.insert(len(runs), ["one more run", *between])
     return markdown_table(["", *(TITLES[metric] for metric in _OF_RUNS)], rows)
