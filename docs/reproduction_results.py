@@ -12,8 +12,8 @@ run's checkpoint include that run's; the backbones of the base model's and of lb
 
     python docs/reproduction_results.py
 
-draws the curves, docs/images/reproduction-*.png. The pictures there are the runs' same_noise.jpg and polysemy.jpg,
-without the arms that end in _best.
+draws the curves, docs/images/reproduction-*.png. The pictures there are the first machine's same_noise.jpg and
+polysemy.jpg, without the arms that end in _best, and as more_arms.jpg the second's same_noise.jpg.
 """
 
 import math

@@ -79,7 +79,7 @@ def _show_row(axes: Axes, files: Sequence[Path]) -> int:
 
 def _write_title(axes: Axes, title: str) -> None:
     """Of an arm, at the left of its row."""
-    axes.set_ylabel(textwrap.fill(title, 24), fontsize=7, rotation=0, ha="right", va="center")
+    axes.set_ylabel(textwrap.fill(title, 22), fontsize=7, rotation=0, ha="right", va="center")
 
 
 def save_few_shot(report: dict[str, Any], path: Path) -> bool:
