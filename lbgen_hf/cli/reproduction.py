@@ -24,7 +24,7 @@ def reproduce(
         bool,
         typer.Option(
             "--from-scratch",
-            help="With adapters that are fine-tuned first: table 4, controls, other captions. About 7 hours on 2 cores.",
+            help="With adapters that are fine-tuned first (table 4, controls, other captions): 7 hours on 2 cores.",
         ),
     ] = False,
     device: Device = None,
