@@ -23,7 +23,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines import auto_pipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub import constants, hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -209,6 +209,10 @@ class LbGenPipeline(StableDiffusionPipeline):
         if not isinstance(source, dict):
             source = resolve(source, "lora")
             name, explained = repr(source), loading(source, "LoRA")
+            if (
+                constants.HF_HUB_OFFLINE and not Path(source).exists()
+            ):  # diffusers would ask for the name
+                kwargs.setdefault("weight_name", LORA_FILE)
         before = self._adapter_names()
         if adapter_name in before and not kwargs.get("hotswap"):
             raise UserError(
