@@ -209,9 +209,8 @@ class LbGenPipeline(StableDiffusionPipeline):
         if not isinstance(source, dict):
             source = resolve(source, "lora")
             name, explained = repr(source), loading(source, "LoRA")
-            if (
-                constants.HF_HUB_OFFLINE and not Path(source).exists()
-            ):  # diffusers would ask for the name
+            # diffusers would ask the Hub for the file's name
+            if constants.HF_HUB_OFFLINE and not Path(source).exists():
                 kwargs.setdefault("weight_name", LORA_FILE)
         before = self._adapter_names()
         if adapter_name in before and not kwargs.get("hotswap"):
