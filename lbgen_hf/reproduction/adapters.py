@@ -55,7 +55,7 @@ class Recipe:
 
 
 # The shipped LoRA's recipe once more. Even its own seed gives another LoRA on another machine or with another number of
-# threads: what rounding changes grows a hundredfold in ten steps.
+# threads: what rounding changes grows from step to step.
 _RUNS = {
     "again": Recipe("lbGen, fine-tuned again"),
     "seed_1": Recipe("lbGen, seed 1", {"seed": 1}),
