@@ -12,7 +12,7 @@ run's checkpoint include that run's; the backbones of the base model's and of lb
 
     python docs/reproduction_results.py
 
-draws the curves, docs/images/reproduction-*.png. The pictures there are the first machine's same_noise.jpg and
+plots the curves, docs/images/reproduction-*.png. The JPEGs there are the first machine's same_noise.jpg and
 polysemy.jpg, without the arms that end in _best, and as more_arms.jpg the second's same_noise.jpg.
 """
 
@@ -34,7 +34,7 @@ _PER_ARM = ("arms", "metrics", "backbones", "shapes")
 
 def tables() -> dict[str, str]:
     """The texts of reproduction.md by the names of their marks."""
-    report = merged(read_results("reproduction"), read_results("reproduction_images"))
+    report = _both()
     kept = [arm for arm in report["arms"] if arm.endswith("_best")]  # at the step that the shipped LoRA's rule keeps
     of_runs = [arm for arm in kept if arm.removesuffix("_best") in RUNS]
     seconds = report["seconds"].values()
@@ -43,6 +43,11 @@ def tables() -> dict[str, str]:
         "2 CPU cores with other work on them at times, the fine-tuning of their adapters included."
     )
     return report_tables(report) | {"cost": cost, "kept_runs": runs_table(report, ["lbgen", *of_runs], kept)}
+
+
+def _both() -> dict[str, Any]:
+    """What was measured on the two machines."""
+    return merged(read_results("reproduction"), read_results("reproduction_images"))
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def _in_order(of_arms: dict[str, Any], arms: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    report = merged(read_results("reproduction"), read_results("reproduction_images"))
+    report = _both()
     images = Path(__file__).with_name("images")
     save_frontier(report, images / "reproduction-frontier.png")
     save_few_shot(report, images / "reproduction-few_shot.png")

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lbgen_hf.errors import UserError, first_line
+from lbgen_hf.files import is_saved_dataset
 
 # The 100 classes of Tian et al., Contrastive Multiview Coding (ECCV 2020).
 _IMAGENET_100 = Path(__file__).parent / "tables" / "imagenet100_wnids.txt"
@@ -134,7 +135,7 @@ def _dataset_labels(folder: Path) -> list[str]:
     from datasets.exceptions import DatasetsError
 
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        if is_saved_dataset(folder):
             dataset = datasets.load_from_disk(str(folder))
         else:
             dataset = datasets.load_dataset(str(folder), streaming=True)

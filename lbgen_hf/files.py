@@ -90,3 +90,8 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         if is_new and list(folder.iterdir()) in ([], [lock]):
             shutil.rmtree(folder)
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` wrote the folder by `save_to_disk`."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))

@@ -6,7 +6,9 @@ An image that cannot be read is an error that names it. It is never replaced by 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -175,3 +177,21 @@ def image_folder(root: Path) -> ImageFiles:
     if not classes:
         raise UserError(f"expected a folder of images for each class in {root}, found no folders")
     return ImageFiles(paths, labels, classes, root)
+
+
+def read_encoded(content: bytes | str | None) -> bytes:
+    """An image that `datasets` has not decoded.
+
+    Args:
+        content: its bytes, or where they are: a path, or a URL that fsspec opens.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(content, bytes):
+        return content
+    if content is None:
+        raise OSError("the row has no image")
+    opened: Any = fsspec.open(content, "rb")
+    with opened as file:
+        return file.read()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.evaluation.images import LabelledImages
+from lbgen_hf.evaluation.images import LabelledImages, read_encoded
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.seeded_batches import Batches, WithErrors, derived_seed, seed_everything, seeded_loader
 from lbgen_hf.evaluation.splits import stratified_split
@@ -194,17 +193,9 @@ class _Decoded(Dataset):
             return row
         cell = row[self.stream.image_column]
         try:
-            image = Image.open(io.BytesIO(_content_of(cell))).convert("RGB")
+            content = read_encoded(cell["path"] if cell["bytes"] is None else cell["bytes"])
+            image = Image.open(io.BytesIO(content)).convert("RGB")
         except (OSError, ValueError, SyntaxError, TypeError) as error:
             return f"cannot read the image {cell.get('path')} of the stream: {first_line(error)}"
         seed_everything(seed)
         return self.transform(image), int(row[self.stream.label_column])
-
-
-def _content_of(cell: dict[str, Any]) -> bytes:
-    """Of an image that `datasets` has not decoded: its bytes, which in a repo of image files lie where it says."""
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    opened: Any = fsspec.open(cell["path"], "rb")
-    with opened as file:
-        return file.read()

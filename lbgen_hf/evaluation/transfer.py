@@ -15,6 +15,7 @@ import numpy as np
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.images import DatasetImages, ImageFiles, LabelledImages, image_folder
 from lbgen_hf.evaluation.splits import stratified_split
+from lbgen_hf.files import is_saved_dataset
 
 FEW_SHOT_FRACTIONS = (0.1, 0.2, 0.5, 1.0)
 
@@ -209,10 +210,10 @@ def load_any_dataset(source: str) -> TransferDataset:
     """
     splits = {name: open_split() for name, open_split in _splits(source).items()}
     train = _train_of(splits, source)
-    if len({images.class_names for images in splits.values()}) > 1:
-        name, other = next((n, i) for n, i in splits.items() if i.class_names != train.class_names)
-        missing = sorted(set(train.class_names) ^ set(other.class_names))
-        raise UserError(f"the {name} and train images of {source} differ in their classes: {', '.join(missing[:1])}")
+    for name, images in splits.items():
+        if images.class_names != train.class_names:
+            missing = ", ".join(sorted(set(train.class_names) ^ set(images.class_names))[:1])
+            raise UserError(f"the {name} and train images of {source} differ in their classes: {missing}")
     test = splits.get("test")
     if test is None:
         train, test = _cut(train)
@@ -273,12 +274,7 @@ def _splits(source: str) -> dict[str, _OpenSplit]:
 
 def _is_image_folder(folder: Path) -> bool:
     """Whether images are in a folder for each class, and not in Parquet or Arrow files."""
-    return folder.is_dir() and not any(folder.rglob("*.parquet")) and not _is_saved_dataset(folder)
-
-
-def _is_saved_dataset(folder: Path) -> bool:
-    """Whether `datasets` wrote it by `save_to_disk`."""
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return folder.is_dir() and not any(folder.rglob("*.parquet")) and not is_saved_dataset(folder)
 
 
 def _folder_splits(folder: Path) -> dict[str, _OpenSplit]:
@@ -293,7 +289,7 @@ def _hub_splits(source: str) -> dict[str, _OpenSplit]:
     from datasets.exceptions import DatasetsError
 
     try:
-        found = datasets.load_from_disk(source) if _is_saved_dataset(Path(source)) else datasets.load_dataset(source)
+        found = datasets.load_from_disk(source) if is_saved_dataset(Path(source)) else datasets.load_dataset(source)
     except (FileNotFoundError, ValueError, OSError, DatasetsError) as error:
         raise UserError(f"`datasets` cannot open {source!r}: {first_line(error)}") from error
     splits = (

@@ -14,7 +14,7 @@ from lbgen_hf.hub import check_repo_id
 from lbgen_hf.synthesis.card import CARD, SHEET, write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
 from lbgen_hf.synthesis.leases import alone_in
-from lbgen_hf.synthesis.shard import explain_no_space
+from lbgen_hf.synthesis.shard import Footer, explain_no_space
 
 INFO = "_info.json"
 _EXPORTED = ".exported.json"  # of which dataset the tars are
@@ -157,7 +157,8 @@ def export_webdataset(
         }
         if strangers := sorted(entry.name for entry in target.iterdir() if entry.name not in ours):
             raise UserError(f"{target} holds something else ({strangers[0]}); give an empty folder")
-        _claim_tars(dataset, target)
+        footers = [dataset.footer(shard) for shard in range(plan.num_shards)]
+        _claim_tars(dataset, footers, target)
         for shard, tar in enumerate(tars):
             if not tar.exists():
                 draft = tar.with_suffix(".tmp")
@@ -165,17 +166,17 @@ def export_webdataset(
                 draft.rename(tar)
             progress(plan.shard_ids(shard).stop, plan.num_images)
         write_atomically(target / CLASS_LIST, "".join(f"{name}\n" for name in dataset.class_names))
-        write_atomically(target / INFO, json.dumps(_info(dataset, tars), indent=2, ensure_ascii=False) + "\n")
+        write_atomically(target / INFO, json.dumps(_info(dataset, footers, tars), indent=2, ensure_ascii=False) + "\n")
     return tars
 
 
-def _claim_tars(dataset: DatasetFolder, target: Path) -> None:
+def _claim_tars(dataset: DatasetFolder, footers: list[Footer], target: Path) -> None:
     """Write down whose tars these are, before the first.
 
     Raises:
         UserError: there are tars of another dataset, or of this one before `lbgen score` or new shards changed it.
     """
-    shards = [dataset.footer(shard).num_bytes for shard in range(dataset.plan.num_shards)]
+    shards = [footer.num_bytes for footer in footers]
     columns = list(dataset.features)
     exported = json.dumps({"settings": dataset.settings.fingerprint, "columns": columns, "bytes": shards}) + "\n"
     record = target / _EXPORTED
@@ -196,9 +197,9 @@ def _write_tar(dataset: DatasetFolder, shard: int, tar: Path) -> None:
                 archive.write({"__key__": f"{image_id:08d}", **sample})
 
 
-def _info(dataset: DatasetFolder, tars: list[Path]) -> dict:
+def _info(dataset: DatasetFolder, footers: list[Footer], tars: list[Path]) -> dict:
     """What timm's reader takes from `_info.json`, and what else a reader wants to know."""
-    lengths = [dataset.footer(shard).num_rows for shard in range(dataset.plan.num_shards)]
+    lengths = [footer.num_rows for footer in footers]
     split = {
         "name": "train",
         "num_samples": sum(lengths),

@@ -134,12 +134,15 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
         load_any_dataset(str(tmp_path))
 
 
-def test_a_datasets_folder(tmp_path: Path) -> None:
+def labelled_rows(labels: list[int]) -> datasets.Dataset:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    pixels = [np.full((8, 8, 3), i, dtype=np.uint8) for i in range(20)]
-    rows = datasets.Dataset.from_dict({"image": pixels, "label": [i % 2 for i in range(20)]}, features=features)
+    pixels = [np.full((8, 8, 3), i, dtype=np.uint8) for i in range(len(labels))]
+    return datasets.Dataset.from_dict({"image": pixels, "label": labels}, features=features)
+
+
+def test_a_datasets_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    rows.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    labelled_rows([i % 2 for i in range(20)]).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     dataset = load_any_dataset(str(tmp_path))
     assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [13, 3, 4]
     assert dataset.train.class_names == ("cat", "dog")
@@ -147,12 +150,6 @@ def test_a_datasets_folder(tmp_path: Path) -> None:
     labels = [*dataset.train.labels, *dataset.val.labels]
     assert [value % 2 for value in values] == labels
     assert dataset.train.fingerprint != dataset.val.fingerprint
-
-
-def labelled_rows(labels: list[int]) -> datasets.Dataset:
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    pixels = [np.full((8, 8, 3), i, dtype=np.uint8) for i in range(len(labels))]
-    return datasets.Dataset.from_dict({"image": pixels, "label": labels}, features=features)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import fsspec
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.evaluation.images import IMAGE_SUFFIXES
+from lbgen_hf.evaluation.images import IMAGE_SUFFIXES, read_encoded
+from lbgen_hf.files import is_saved_dataset
 
 _LABEL_NAMES = ("label", "labels", "class", "target")
 _IMAGE_NAMES = ("image", "img", "jpg", "png")
@@ -41,13 +41,7 @@ class Row(NamedTuple):
         Raises:
             OSError: it cannot be read.
         """
-        if isinstance(self.content, bytes):
-            return self.content
-        if self.content is None:
-            raise OSError("the row has no image")
-        opened: Any = fsspec.open(self.content, "rb")
-        with opened as file:
-            return file.read()
+        return read_encoded(self.content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +142,7 @@ def _load(source: str | Path) -> Any:
         if path.suffix != ".parquet":
             raise UserError(f"cannot audit the file {path}; give a folder, a .parquet file or a repo id")
         return datasets.load_dataset("parquet", data_files=str(path), streaming=True)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if is_saved_dataset(path):
         return datasets.load_from_disk(str(path))
     if class_folders := _class_folders(path):
         return class_folders
