@@ -5,17 +5,20 @@ OMP_NUM_THREADS=1 lbgen reproduce --from-scratch --out reproduction
 OMP_NUM_THREADS=1 lbgen reproduce --from-scratch --out reproduction \
     --lora no_entire_best=reproduction/adapters/no_entire/best    # and so on for each that ends in _best
 
-each in two processes at once; tests/benchmarks/results/reproduction.json is its report.json. What has no backbones,
-further runs of lbGen's recipe and the images of the base model and of lbGen once more were made on another machine:
-tests/benchmarks/results/reproduction_images.json. There the seconds of an adapter that was fine-tuned on from a shorter
-run's checkpoint include that run's; the backbones of the base model's and of lbGen's images are the first machine's.
+each in two processes at once; tests/benchmarks/results/reproduction.json is its report.json. The rest was made on two
+other machines, each with the images of the base model and of lbGen once more, whose backbones are the first machine's:
+what else has no backbones, and further runs of lbGen's recipe (reproduction_images.json), and the captions that name 40,
+80 and 100 % (reproduction_captions.json). The seconds of an adapter that was fine-tuned on from a shorter run's
+checkpoint include that run's.
 
     python docs/reproduction_results.py
 
 plots the curves, docs/images/reproduction-*.png. The JPEGs there are the first machine's same_noise.jpg and
-polysemy.jpg, without the arms that end in _best, and as more_arms.jpg the second's same_noise.jpg.
+polysemy.jpg, without the arms that end in _best, and as more_arms.jpg and captions.jpg the other machines'
+same_noise.jpg.
 """
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -29,12 +32,13 @@ from lbgen_hf.reproduction.plots import save_doses, save_few_shot, save_frontier
 from lbgen_hf.reproduction.report import runs_table
 from lbgen_hf.reproduction.report import tables as report_tables
 
+REPORTS = ("reproduction", "reproduction_images", "reproduction_captions")  # a machine each
 _PER_ARM = ("arms", "metrics", "backbones", "shapes")
 
 
 def tables() -> dict[str, str]:
     """The texts of reproduction.md by the names of their marks."""
-    report = _both()
+    report = _all()
     kept = [arm for arm in report["arms"] if arm.endswith("_best")]  # at the step that the shipped LoRA's rule keeps
     of_runs = [arm for arm in kept if arm.removesuffix("_best") in RUNS]
     seconds = report["seconds"].values()
@@ -45,9 +49,9 @@ def tables() -> dict[str, str]:
     return report_tables(report) | {"cost": cost, "kept_runs": runs_table(report, ["lbgen", *of_runs], kept)}
 
 
-def _both() -> dict[str, Any]:
-    """What was measured on the two machines."""
-    return merged(read_results("reproduction"), read_results("reproduction_images"))
+def _all() -> dict[str, Any]:
+    """What was measured on all machines."""
+    return functools.reduce(merged, map(read_results, REPORTS))
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def _in_order(of_arms: dict[str, Any], arms: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    report = _both()
+    report = _all()
     images = Path(__file__).with_name("images")
     save_frontier(report, images / "reproduction-frontier.png")
     save_few_shot(report, images / "reproduction-few_shot.png")
