@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, first_line
+from lbgen_hf.files import locked
 from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
 from lbgen_hf.synthesis.card import write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
@@ -56,7 +57,8 @@ def score_folder(
 ) -> Scored:
     """Write a column `quality`: into the shards of a dataset folder, else into `metadata.csv` of a folder of images.
 
-    Both are what `datasets.load_dataset` reads. Scores of the same scorer that are there already are kept.
+    Both are what `datasets.load_dataset` reads. Scores of the same scorer that are there already are kept. Where
+    `datasets` takes the names of the images' folders for labels, the table has them too: beside it they do not count.
 
     Args:
         folder: a dataset that `lbgen generate` made; another one, with parquet files that have an `image` column; or
@@ -67,8 +69,8 @@ def score_folder(
         progress: told how many of how many images are done.
 
     Raises:
-        UserError: the folder holds nothing to score, a file cannot be read, an image is too small, or a dataset of
-            `lbgen generate` is not complete or being written. What was scored before is kept.
+        UserError: the folder holds nothing to score, or is being written; a file cannot be read, an image is too small,
+            or a dataset of `lbgen generate` is not complete. What was scored before is kept.
     """
     check_number("--batch-size", batch_size, at_least=1, at_most=4096, integer=True)
     if not folder.is_dir():
@@ -81,12 +83,14 @@ def score_folder(
             write_card(DatasetFolder(folder))
         return scored
     if shards := [path for path in _files_below(folder, (".parquet",)) if "image" in _read_footer(path)[0].names]:
-        card = _read_card(folder / "README.md")
-        scored = _score_shards(folder, shards, name, load_scorer, batch_size, progress)
-        _declare_column(folder / "README.md", card)
+        with locked(folder):
+            card = _read_card(folder / "README.md")
+            scored = _score_shards(folder, shards, name, load_scorer, batch_size, progress)
+            _declare_column(folder / "README.md", card)
         return scored
     if images := _files_below(folder, IMAGE_SUFFIXES):
-        return _score_images(folder, images, name, load_scorer, batch_size, progress)
+        with locked(folder):
+            return _score_images(folder, images, name, load_scorer, batch_size, progress)
     raise UserError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}) and no parquet files with an image column")
 
 
@@ -141,8 +145,12 @@ def _score_images(
     progress: Progress,
 ) -> Scored:
     table = folder / "metadata.csv"
+    for other in (folder / "metadata.jsonl", folder / "metadata.parquet"):
+        if other.exists():
+            raise UserError(f"load_dataset reads no {table.name} beside {other}; turn that into a {table.name} first")
     rows = _read_table(table)
     files = {_file_name(path.relative_to(folder)): path for path in images}
+    unscored = _unscored_rows(files, rows)
     waiting = [file for file in files if not _is_scored(rows.get(file, {}), name)]
     known = len(files) - len(waiting)
     scorer: Any = load_scorer(name) if waiting else None
@@ -152,7 +160,8 @@ def _score_images(
             chunk = waiting[start : start + _CHUNK]
             decoded = [read_image(files[file].read_bytes(), file) for file in chunk]
             for file, score in zip(chunk, score_images(scorer, decoded, batch_size), strict=True):
-                rows[file] = {**rows.get(file, {"file_name": file}), COLUMN: f"{score:.5f}", SCORER_COLUMN: name}
+                scores = {COLUMN: f"{score:.5f}", SCORER_COLUMN: name}
+                rows[file] = unscored[file] | rows.get(file, {}) | scores
             progress(known + start + len(chunk), len(files))
             if time.monotonic() - last_saved > _SAVE_EVERY_S:
                 _write_table(table, rows)
@@ -166,6 +175,21 @@ def _score_images(
 def _file_name(path: Path) -> str:
     """A path as a UTF-8 table has it, whatever the locale; bytes that are no UTF-8 are escaped."""
     return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
+
+
+def _unscored_rows(files: Iterable[str], rows: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """File to its row without scores; with the label that `datasets` would give it if there were no table.
+
+    Args:
+        files: paths in the folder.
+        rows: of the table that is there. One without labels says that the folders are none.
+    """
+    parents = {file: file.rpartition("/")[0] for file in files}
+    names = {parent.rpartition("/")[2] for parent in parents.values()}
+    same_depth = len({file.count("/") for file in parents}) == 1
+    if not same_depth or len(names) < 2 or any("label" not in row for row in rows.values()):
+        return {file: {"file_name": file} for file in parents}
+    return {file: {"file_name": file, "label": parent.rpartition("/")[2]} for file, parent in parents.items()}
 
 
 def _is_scored(row: dict[str, str], name: str) -> bool:
@@ -297,8 +321,11 @@ def _read_card(card: Path) -> dict | None:
 def _declare_column(card: Path, metadata: dict | None) -> None:
     """Add the column to the features that a dataset card lists: `load_dataset` holds to that list."""
     metadata = metadata or {}
-    info = metadata.get("dataset_info")
-    features = info.get("features") if isinstance(info, dict) else None
-    if features and COLUMN not in [feature["name"] for feature in features]:
+    infos = metadata.get("dataset_info")
+    infos = infos if isinstance(infos, list) else [infos]  # one for each configuration, where there are several
+    listed = [info.get("features") for info in infos if isinstance(info, dict)]
+    waiting = [features for features in listed if features and COLUMN not in [feature["name"] for feature in features]]
+    for features in waiting:
         features.append({"name": COLUMN, "dtype": "float32"})
+    if waiting:
         metadata_save(card, metadata)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lbgen_hf.cli import main
 from lbgen_hf.errors import UserError
+from lbgen_hf.files import locked
 from lbgen_hf.rewards import quality
 from lbgen_hf.rewards.quality.scorer import QualityScorer
 from lbgen_hf.score import score_folder
@@ -110,6 +111,40 @@ def test_folder_of_images_gets_a_column_that_datasets_reads(
     assert sorted(loaded["quality"]) == pytest.approx([1, 1.8, 2.6, 3.4, 4.2], abs=1e-4)
 
 
+def test_folders_that_are_labels_stay_labels(tmp_path: Path, scorer: Brightness) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        make_image(51).save(tmp_path / name / "0.png")
+    score_folder(tmp_path, "one", lambda _: scorer)
+    make_image(51).save(tmp_path / "dog" / "1.png")
+    score_folder(tmp_path, "one", lambda _: scorer)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train")
+    assert sorted(loaded["label"]) == ["cat", "dog", "dog"]
+
+
+def test_a_table_without_labels_gets_none(tmp_path: Path, scorer: Brightness) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        make_image(51).save(tmp_path / name / "0.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\ncat/0.png,a cat\n")
+    score_folder(tmp_path, "one", lambda _: scorer)
+    assert all("label" not in row for row in read_table(tmp_path).values())
+
+
+def test_a_table_of_another_format_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "one"}\n')
+    assert "turn that into a metadata.csv first" in refusal(capsys, "score", images)
+
+
+def test_a_folder_that_is_scored_is_not_scored_by_another(
+    images: Path, tmp_path: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path / "shards")
+    for folder in (images, tmp_path / "shards"):
+        with locked(folder):
+            assert f"another process is writing to {folder}" in refusal(capsys, "score", folder)
+
+
 def test_images_known_of_the_same_scorer_are_not_scored_again(images: Path, scorer: Brightness) -> None:
     def score(name: str) -> int:
         scorer.asked = 0
@@ -160,6 +195,16 @@ def test_dataset_gets_a_column_and_still_loads(tmp_path: Path, scorer: Brightnes
 
 class StoppedError(Exception):
     pass
+
+
+def test_a_card_of_several_configurations_gets_the_column_in_each(tmp_path: Path, scorer: Brightness) -> None:
+    write_shards(tmp_path)
+    card = DatasetCard.load(tmp_path / "README.md")
+    info = card.data.to_dict()["dataset_info"]
+    card.data["dataset_info"] = [{"config_name": "default", **info}]
+    card.save(tmp_path / "README.md")
+    score_folder(tmp_path, "one", lambda _: scorer)
+    assert "quality" in datasets.load_dataset(str(tmp_path), split="train").features
 
 
 def test_dataset_resumes_at_the_shard_where_it_stood(tmp_path: Path, scorer: Brightness) -> None:
