@@ -16,6 +16,7 @@ from lbgen_hf.synthesis.shard import Footer, explain_no_space
 
 SHEET = "contact_sheet.jpg"
 CARD = "README.md"
+AUDIT_START, AUDIT_END = "<!-- lbgen audit: start -->", "<!-- lbgen audit: end -->"
 _SHEET_CLASSES = 16
 _SHEET_COLUMNS = 8
 _CELL = 96
@@ -23,7 +24,7 @@ _LABEL_WIDTH = 130
 
 
 def write_card(dataset: DatasetFolder, name: str | None = None, license_id: str | None = None) -> None:
-    """Write README.md and contact_sheet.jpg of a finished dataset, anew if they are there.
+    """Write README.md and contact_sheet.jpg of a finished dataset, anew if they are there; an audit's section is kept.
 
     Args:
         dataset: in a folder, complete.
@@ -34,15 +35,30 @@ def write_card(dataset: DatasetFolder, name: str | None = None, license_id: str 
         UserError: the disk is full or cannot be written.
     """
     path = dataset.path / CARD
-    if license_id is None and path.exists():
+    audited = ""
+    if path.exists():
         with contextlib.suppress(ValueError, yaml.YAMLError):  # a card that somebody damaged is written anew
-            license_id = (metadata_load(path) or {}).get("license")
+            license_id = license_id or (metadata_load(path) or {}).get("license")
+            _, audited, _ = split_audit(path.read_text(encoding="utf-8"))
     sheet = io.BytesIO()
     make_contact_sheet(dataset).save(sheet, "JPEG", quality=90)
     card = make_card(dataset, name or dataset.name, license_id)
     with explain_no_space(dataset.path):
         write_atomically(dataset.path / SHEET, sheet.getvalue())
-        write_atomically(path, str(card))
+        write_atomically(path, f"{card}\n{audited}\n" if audited else str(card))
+
+
+def split_audit(text: str) -> tuple[str, str, str]:
+    """A card's text before the section that `lbgen audit --update-card` wrote, that section with its marks, and after.
+
+    Raises:
+        ValueError: the section has no end.
+    """
+    before, start, rest = text.partition(AUDIT_START)
+    section, end, after = rest.partition(AUDIT_END)
+    if start and not end:
+        raise ValueError(f"{AUDIT_START} without {AUDIT_END}")
+    return before, start + section + end, after
 
 
 def make_contact_sheet(dataset: DatasetFolder) -> Image.Image:

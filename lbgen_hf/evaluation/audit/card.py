@@ -3,28 +3,29 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import write_atomically
+from lbgen_hf.synthesis.card import AUDIT_END, AUDIT_START, split_audit
 
 if TYPE_CHECKING:
     from lbgen_hf.evaluation.audit.auditing import Audit
-
-_START, _STOP = "<!-- lbgen audit: start -->", "<!-- lbgen audit: end -->"
 
 
 def update_card(audit: "Audit", folder: Path) -> Path:
     """Write the findings into the README.md of a dataset's folder, in place of those of an earlier audit.
 
     Raises:
-        UserError: there is no README.md.
+        UserError: there is no README.md, or the earlier section has no end.
     """
     path = folder / "README.md"
     if not path.is_file():
         raise UserError(f"{folder} has no README.md to update; --update-card needs a dataset folder with a card")
-    text = path.read_text(encoding="utf-8")
-    before, found, rest = text.partition(_START)
-    after = rest.partition(_STOP)[2] if found else ""
-    write_atomically(path, f"{before.rstrip()}\n\n{_START}\n{card_section(audit)}{_STOP}\n{after.lstrip()}")
+    try:
+        before, _, after = split_audit(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"cannot update {path}: {first_line(error)}") from error
+    section = f"{AUDIT_START}\n{card_section(audit)}{AUDIT_END}"
+    write_atomically(path, f"{before.rstrip()}\n\n{section}\n{after.lstrip()}")
     return path
 
 

@@ -264,7 +264,10 @@ def _check_classes(sample: Sample) -> None:
     counts = np.bincount(sample.labels, minlength=len(sample.class_names))
     least = int(counts.argmin())
     if counts[least] < LEAST_OF_CLASS:
+        is_part = sample.num_rows > len(sample) + len(sample.rejected)
         raise UserError(
-            f"{sample.name} has {counts[least]} readable images of class {sample.class_names[least]!r}; "
-            f"an audit needs {LEAST_OF_CLASS} or more of every class"
+            f"{sample.name} has {counts[least]} readable images of class {sample.class_names[least]!r}"
+            + (f" among the {len(sample):,} that were sampled" if is_part else "")
+            + f"; an audit needs {LEAST_OF_CLASS} or more of every class"
+            + (": raise --max-images" if is_part else "")
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lbgen_hf.evaluation.audit.attributes import Attribute
-from lbgen_hf.evaluation.audit.collecting import Sample
+from lbgen_hf.evaluation.audit.collecting import LEAST_OF_CLASS, Sample
 from lbgen_hf.evaluation.audit.information import (
     Relation,
     count_table,
@@ -106,11 +106,12 @@ def examine(
         seed: of both.
 
     Returns:
-        None where fewer than two classes have images with the attribute.
+        None where fewer than two classes have `LEAST_OF_CLASS` images with the attribute: a few stray images have the
+        same relation to the label however the labels are shuffled.
     """
     has = np.isfinite(values).all(1)
-    present, of_present = np.unique(labels[has], return_inverse=True)
-    if len(present) < 2:
+    present, of_present, counts = np.unique(labels[has], return_inverse=True, return_counts=True)
+    if (counts >= LEAST_OF_CLASS).sum() < 2:
         return None
     scaled = values[has].astype(np.float64) / np.array(attribute.steps)
     if attribute.categorical:
@@ -146,7 +147,7 @@ def examine_all(
     resamples: int = 999,
     seed: int = 0,
 ) -> list[Finding]:
-    """Score every attribute that two classes have, in the order of `attributes`.
+    """Score every attribute that two classes have often enough, in the order of `attributes`.
 
     There are at least so many shuffles that `verdicts` can tell one attribute among all from an accident.
     """

@@ -200,6 +200,13 @@ def _label_columns(features: dict[str, Any]) -> list[str]:
     return found or [name for name in features if name in _LABEL_NAMES and _is_plain(features[name])]
 
 
+def _holds_images(feature: Any) -> bool:
+    """Whether a column's values are images: encoded, or with a path."""
+    if isinstance(feature, datasets.Value):
+        return "binary" in feature.dtype
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+
+
 def _is_plain(feature: Any) -> bool:
     """Whether a column's values name classes: whole numbers or text."""
     if not isinstance(feature, datasets.Value | datasets.ClassLabel):
@@ -209,13 +216,14 @@ def _is_plain(feature: Any) -> bool:
 
 def _choose(what: str, wanted: str | None, found: list[str], features: dict[str, Any], name: str) -> str:
     columns = ", ".join(features)
-    if wanted is not None:
-        if wanted not in features:
-            raise UserError(f"{name} has no column {wanted!r}; it has {columns}")
-        if what == "label" and not _is_plain(features[wanted]):
-            raise UserError(f"{name}: column {wanted!r} is no label: its values must be whole numbers or text")
-        return wanted
-    if len(found) != 1:
+    if wanted is None and len(found) != 1:
         number = f"several {what} columns ({', '.join(found)})" if found else f"no {what} column among {columns}"
         raise UserError(f"{name} has {number}; name it with --{what}-column")
-    return found[0]
+    chosen = wanted if wanted is not None else found[0]
+    if chosen not in features:
+        raise UserError(f"{name} has no column {chosen!r}; it has {columns}")
+    if what == "label" and not _is_plain(features[chosen]):
+        raise UserError(f"{name}: column {chosen!r} is no label: its values must be whole numbers or text")
+    if what == "image" and not _holds_images(features[chosen]):
+        raise UserError(f"{name}: column {chosen!r} holds no images: its values must be images or their bytes")
+    return chosen

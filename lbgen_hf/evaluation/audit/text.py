@@ -44,8 +44,9 @@ def worst_classes(audit: "Audit", count: int = 3) -> dict[str, list[int]]:
     worst = {}
     for finding in audit.findings:
         if audit.verdicts[finding.attribute.name] in ("weak", "clear", "strong"):
-            ranked = np.argsort(-np.nan_to_num(finding.relation.classes, nan=-np.inf))
-            worst[finding.attribute.name] = ranked[:count].tolist()
+            scores = finding.relation.classes
+            ranked = [int(i) for i in np.argsort(-scores) if np.isfinite(scores[i])]  # NaN: the class has none of it
+            worst[finding.attribute.name] = ranked[:count]
     return worst
 
 

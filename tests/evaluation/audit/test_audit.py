@@ -15,6 +15,7 @@ from lbgen_hf.cli import main
 from lbgen_hf.evaluation.audit.attributes import ATTRIBUTES
 from lbgen_hf.evaluation.audit.collecting import Sample
 from lbgen_hf.evaluation.audit.findings import examine, examine_all, verdicts
+from lbgen_hf.evaluation.audit.text import worst_classes
 
 ON_AXIS = {"backgrounds": "background_colour", "places": "object_place", "textures": "object_texture"}
 
@@ -83,6 +84,22 @@ def test_a_missing_attribute_is_left_out_of_its_score_alone() -> None:
     assert examine(ATTRIBUTES["brightness"], np.full((300, 1), np.nan), labels, 3) is None
 
 
+def test_a_few_stray_images_tell_nothing() -> None:
+    labels = np.arange(300) % 3
+    values = np.full((300, 1), np.nan)
+    values[[0, 1]] = [[60.0], [95.0]]  # one JPEG each among the PNGs of two classes
+    assert examine(ATTRIBUTES["jpeg_quality"], values, labels, 3) is None
+
+
+def test_worst_classes_have_the_attribute() -> None:
+    kinds = [{"file_format": "JPEG", "quality": 60}, {"file_format": "JPEG", "quality": 95}, {}]
+    labels = [i % 3 for i in range(90)]
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 24, 24, 3), dtype=np.uint8)
+    contents = [encode(image, **kinds[label]) for image, label in zip(pixels, labels, strict=True)]
+    found = audit(as_dataset(contents, labels, ["a", "b", "c"]))
+    assert set(worst_classes(found)["jpeg_quality"]) == {0, 1}  # the images of c are PNGs
+
+
 def test_examples_have_the_classes_own_value_and_counter_examples_have_not() -> None:
     labels = np.arange(400) % 2
     values = np.where(np.arange(400) % 10 == 0, 1 - labels, labels)[:, None].astype(float)
@@ -139,9 +156,9 @@ def test_audit_json_is_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not end.value.code
     assert "brightness" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    first = found["attributes"][0]
+    first = found["attributes"][0]  # hardly any of these images has a background
     assert set(first) == {"name", "axis", "score", "interval", "p_value", "entropy_given_label"}
-    assert (first["name"], first["axis"]) == ("background_colour", "background")
+    assert (first["name"], first["axis"]) == ("object_place", "place")
     assert first["interval"][0] <= first["score"] <= first["interval"][1]
     assert (found["images"], found["unreadable"]) == (60, [])
     assert set(found["classes"]) == {"dim", "bright"}

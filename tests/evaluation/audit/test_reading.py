@@ -99,6 +99,7 @@ def twice(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
         (lambda d: twice(d, "label"), "several label"),
         (lambda d: d.remove_columns("image"), "no image column"),
         (lambda d: twice(d, "image"), "several image"),
+        (lambda d: d.remove_columns("image").add_column("image", ["a.png"] * 12), "'image' holds no images"),
         (lambda d: datasets.DatasetDict(a=d, b=d), "no split 'train'; choose one of a, b"),
         (lambda d: [1, 2], "cannot audit a list"),
         (lambda d: "no/such/folder", "cannot read no/such/folder|no folder or file"),
@@ -119,6 +120,8 @@ def test_columns_and_split_can_be_named(dataset: datasets.Dataset) -> None:
         open_images(dataset, label_column="nothing")
     with pytest.raises(UserError, match="'image' is no label"):
         open_images(dataset, label_column="image")
+    with pytest.raises(UserError, match="'other' holds no images"):
+        open_images(two, image_column="other")
 
 
 def test_an_empty_folder_a_broken_parquet_a_text_file(tmp_path: Path) -> None:
@@ -160,6 +163,8 @@ def test_one_class_and_few_images(dataset: datasets.Dataset) -> None:
         collect(open_images(dataset.filter(lambda row: row["label"] == 0)))
     with pytest.raises(UserError, match="4 readable images of class 'bee'"):
         collect(open_images(dataset.select(range(2, 11))))
+    with pytest.raises(UserError, match=r"among the 4 that were sampled; .*: raise --max-images"):
+        collect(open_images(dataset), max_images=4)
     with pytest.raises(UserError, match="no readable image"):
         collect(open_images(as_dataset([b"x"] * 3, [0, 1, 1], NAMES)))
 
