@@ -21,7 +21,7 @@ from audit_tab import audit_tab
 from bias import bias_page
 from dataset_tab import dataset_tab
 from startup import Startup
-from studio import Studio
+from studio import Studio, short_names
 from studio_tab import studio_tab
 
 from lbgen_hf.errors import UserError, first_line, report_errors
@@ -89,18 +89,19 @@ def build(studio: Studio, folders: Sequence[Path] = (), bias: Mapping[str, Path]
 
     Args:
         studio: what generates.
-        folders: datasets of this machine that may be looked at, known by their names.
+        folders: datasets of this machine that may be looked at, known by their names, see `short_names`.
         bias: by the name of a LoRA, a file that `training/measure_bias.py --output` wrote.
     """
+    datasets = {name: Path(folder) for folder, name in short_names(map(str, folders)).items()}
     with gr.Blocks(title="lbGen", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(_header(studio), padding=False)
         with gr.Tabs():
             with gr.Tab("Studio", id="studio"):
                 studio_tab(studio, concurrency_id="pipeline")
             with gr.Tab("Dataset", id="dataset"):
-                dataset_tab({folder.resolve().name: folder for folder in folders})
+                dataset_tab(datasets)
             with gr.Tab("Audit", id="audit"):
-                audit_tab({folder.resolve().name: folder for folder in folders})
+                audit_tab(datasets)
             with gr.Tab("Bias", id="bias"):
                 gr.HTML(bias_page(bias or {}), padding=False)
     page.queue(max_size=64, api_open=False)

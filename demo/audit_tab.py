@@ -12,8 +12,11 @@ from widgets import make_validator, status_line
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.audit import audit
 from lbgen_hf.evaluation.audit.page import make_page
+from lbgen_hf.synthesis.folder import DatasetFolder
 
-MAX_IMAGES = 2000  # a uniform sample of so many takes some ten seconds
+# A uniform sample of so many takes some ten seconds; of many classes more are needed, so that none has too few.
+MAX_IMAGES = 2000
+_IMAGES_PER_CLASS = 20
 
 
 def audit_tab(folders: Mapping[str, Path]) -> None:
@@ -35,14 +38,16 @@ def audit_tab(folders: Mapping[str, Path]) -> None:
     def page_of(name: str) -> str:
         """The audit's page, with the dataset's name in place of its path, which is nobody's business."""
         try:
-            found = audit(folders[name], max_images=MAX_IMAGES)
+            found = audit(folders[name], max_images=sample_size(folders[name]))
         except UserError as error:
             raise UserError(str(error).replace(str(folders[name]), name)) from error
         return make_page(dataclasses.replace(found, sample=dataclasses.replace(found.sample, name=name)))
 
     def show(dataset: str) -> Iterator[tuple[str, str]]:
         """The audit of a dataset as a page."""
-        yield status_line(f"Auditing {dataset}: up to {MAX_IMAGES:,} images, some ten seconds", "running"), ""
+        number = sample_size(folders[dataset])
+        seconds = 10 * number // MAX_IMAGES
+        yield status_line(f"Auditing {dataset}: up to {number:,} images, some {seconds} seconds", "running"), ""
         try:
             page = page_of(dataset)
         except UserError as error:
@@ -63,6 +68,11 @@ def audit_tab(folders: Mapping[str, Path]) -> None:
         show_progress="hidden",
         api_name="audit",
     )
+
+
+def sample_size(folder: Path) -> int:
+    """How many images of a dataset are audited."""
+    return max(MAX_IMAGES, _IMAGES_PER_CLASS * len(DatasetFolder(folder).class_names))
 
 
 _HINT = "How much of the label background, place, colour, spectrum and file give away, with nobody to annotate it."

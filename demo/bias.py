@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from lbgen_hf.errors import UserError, first_line
+
 _ATTRIBUTES = ("background", "texture", "place")
 # What `lbgen_hf.biaslab.measure.measure` returns, in words, and whether less (-1) or more (1) of it is wanted. A model
 # whose images turn plain has less bias by the first of these: the entropies and the shares of plain images show it.
@@ -32,6 +34,9 @@ def bias_page(paths: Mapping[str, Path]) -> str:
     Args:
         paths: by the name of a LoRA, what `training/measure_bias.py --lora ... --output PATH` wrote; none: nothing was
             measured.
+
+    Raises:
+        UserError: one is no such file.
     """
     if not paths:
         return (
@@ -40,9 +45,9 @@ def bias_page(paths: Mapping[str, Path]) -> str:
             "</code></pre>"
             "<p>measures a LoRA of lbgen-tiny; a demo started with <code>--lora FOLDER</code> shows it here.</p></div>"
         )
-    measured = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
-    tables = {name: _tuned_rows(record["tables"]) for name, record in measured.items()}
-    options = next(iter(measured.values()))["options"]
+    measured = {name: _read(path) for name, path in paths.items()}
+    tables = {name: rows for name, (rows, _) in measured.items()}
+    _, options = next(iter(measured.values()))
     span = _span(tables)
     body = "".join(
         _metric({name: rows[metric] for name, rows in tables.items() if metric in rows}, *words, span)
@@ -66,10 +71,15 @@ def bias_page(paths: Mapping[str, Path]) -> str:
     )
 
 
-def _tuned_rows(tables: dict[str, list[dict]]) -> dict[str, dict]:
-    """The rows of the LoRA, by metric; a file that measured the base alone compares it with itself."""
-    rows = next((rows for name, rows in tables.items() if name != "base"), tables["base"])
-    return {row["name"]: row for row in rows}
+def _read(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
+    """The rows of the LoRA, by metric, and the options; a file that measured the base alone compares it with itself."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        tables = record["tables"]
+        rows = next((rows for name, rows in tables.items() if name != "base"), tables["base"])
+        return {row["name"]: row for row in rows}, record["options"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not what training/measure_bias.py --output writes: {first_line(error)}") from error
 
 
 def _metric(rows: dict[str, dict], title: str, unit: str, wanted: int, span: float) -> str:

@@ -6,7 +6,7 @@ import difflib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from lbgen_hf.checks import check_number
 from lbgen_hf.devices import pick_device
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
+from lbgen_hf.rewards.quality.loading import check_scorer
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
 
 BASE = "Base model"
@@ -58,7 +59,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedImage:
-    """A finished image, or a preview of one that is being sampled (then without scores)."""
+    """A finished image, or a preview of one that is being sampled (then without scores).
+
+    Attributes:
+        hidden: the safety checker has made it black; it has no scores.
+    """
 
     image: Image
     label: str
@@ -66,6 +71,7 @@ class GeneratedImage:
     finished: bool = False
     clip_score: float | None = None
     quality: float | None = None
+    hidden: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Studio:
         report: told what is being loaded.
 
     Attributes:
+        name: what to call the model, see `short_names`.
         variants: what can be compared: `BASE`, then each LoRA by its name.
         loras: the folder or Hub id of each LoRA, by its name.
 
@@ -112,7 +119,10 @@ class Studio:
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
         companions, chosen = companions_of(model), pick_device(device)
-        self.model = model
+        if scorer:
+            check_scorer(scorer)  # before a model is loaded
+        names = short_names([model, *loras])
+        self.name = names[model]
         report(f"loading the pipeline {self.name} on {chosen}")
         self.pipe = LbGenPipeline.from_pretrained(
             model, dtype=torch.float16 if chosen.type == "cuda" else torch.float32
@@ -124,9 +134,10 @@ class Studio:
         if adapters := self.pipe.get_active_adapters():  # the model is itself a LoRA on its base
             self.loras[self.name] = model
             self._adapters[self.name] = adapters
-        for name, source in _named(loras).items() if loras else companions.loras.items():
-            report(f"loading the LoRA {name}")
-            self._add_lora(name, source)
+        for name, source in {names[source]: source for source in loras}.items() or companions.loras.items():
+            if name not in self.loras:
+                report(f"loading the LoRA {name}")
+                self._add_lora(name, source)
         clip = clip or companions.clip_model
         report(f"loading the CLIP model {Path(clip).name}")
         self._clip = ClipFeatures.from_pretrained(clip, device=chosen)
@@ -136,11 +147,6 @@ class Studio:
             report(f"loading the quality scorer {scorer}")
         self._scorer = load_quality_scorer(scorer, device=chosen) if scorer else None
         self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        """What to call the model: a Hub id, or a folder without the path to it."""
-        return _short(self.model)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -214,7 +220,7 @@ class Studio:
         """Generate a request, with previews on the way; the last `Progress` is the finished one.
 
         The work runs in a thread of its own, so that the pipeline's callback can show what it has. Closing the iterator
-        stops it, and waits until the pipeline is free.
+        stops it at its next step; it does not wait for that, for Gradio closes it where it serves all visitors.
         """
         events: queue.SimpleQueue[Progress | BaseException | None] = queue.SimpleQueue()
         stopped = threading.Event()
@@ -227,8 +233,7 @@ class Studio:
             except BaseException as error:
                 events.put(error)
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
+        threading.Thread(target=work, daemon=True).start()
         try:
             while (event := events.get()) is not None:
                 if isinstance(event, BaseException):
@@ -236,7 +241,6 @@ class Studio:
                 yield event
         finally:
             stopped.set()
-            thread.join()
 
     def _generate_all(self, request: Request, show: Callable[[Progress], None], stopped: threading.Event) -> None:
         finished: dict[str, list[GeneratedImage]] = {variant: [] for variant in request.variants}
@@ -267,7 +271,7 @@ class Studio:
 
         def on_step_end(pipe: LbGenPipeline, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict:
             nonlocal previews
-            if step % every == every - 1:
+            if step % every == every - 1 and pipe.safety_checker is None:  # it sees finished images only
                 images = self._decode(tensors["latents"])
                 previews = [GeneratedImage(image, label, seed) for image, seed in zip(images, seeds, strict=True)]
             # the scores take about a step more
@@ -275,7 +279,7 @@ class Studio:
             return {}
 
         with self._variant(variant, request.lora_scale), torch.no_grad():
-            images = self.pipe(
+            output = self.pipe(
                 class_id,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 images_per_class=request.images_per_class,
@@ -283,13 +287,18 @@ class Studio:
                 guidance_scale=request.guidance_scale,
                 output_type="pt",
                 callback_on_step_end=on_step_end,
-            ).images.float()
+            )
+            images = output.images.float()
             text = self._clip.text_features([f"photo of {label}"])
             clip_scores = (self._clip.image_features(images) @ text[0]).tolist()
             qualities = self._scorer(images).tolist() if self._scorer else [None] * len(seeds)
         decoded = self.pipe.image_processor.numpy_to_pil(self.pipe.image_processor.pt_to_numpy(images))
-        columns = zip(decoded, seeds, clip_scores, qualities, strict=True)
-        return [GeneratedImage(image, label, seed, True, clip, quality) for image, seed, clip, quality in columns]
+        hidden = output.nsfw_content_detected or [False] * len(seeds)
+        columns = zip(decoded, seeds, clip_scores, qualities, hidden, strict=True)
+        return [
+            GeneratedImage(image, label, seed, True, *((None, None, True) if is_hidden else (clip, quality)))
+            for image, seed, clip, quality, is_hidden in columns
+        ]
 
     @contextlib.contextmanager
     def _variant(self, variant: str, lora_scale: float) -> Iterator[None]:
@@ -318,16 +327,19 @@ class _StoppedError(Exception):
     """Nobody waits for the images any more."""
 
 
-def _named(loras: Sequence[str]) -> dict[str, str]:
-    """LoRAs by their short names, or by all of what was given where two have one name."""
-    names = [_short(source) for source in loras]
-    return {
-        name if names.count(name) == 1 else source: source for name, source in zip(names, loras, strict=True)
-    }  # fmt: skip
+def short_names(sources: Iterable[str]) -> dict[str, str]:
+    """What to call each source: a Hub id, or a folder by its name, after as much of its path as tells it from others.
 
-
-def _short(source: str) -> str:
-    return Path(source).resolve().name if Path(source).exists() else source
+    Two spellings of one folder have one name.
+    """
+    paths = {source: Path(source).resolve().parts if Path(source).exists() else (source,) for source in sources}
+    names = {}
+    for source, parts in paths.items():
+        others = [other for other in paths.values() if other != parts]
+        lengths = range(1, len(parts) + 1)
+        length = next(n for n in lengths if all(other[-n:] != parts[-n:] for other in others))
+        names[source] = "/".join(parts[-length:])
+    return names
 
 
 def _check_limits(argument: str, value: object) -> None:

@@ -13,7 +13,7 @@ import gradio as gr
 from studio import LIMITS, MAX_CLASSES, GeneratedImage, Progress, Request, Studio
 from widgets import gallery_items, is_running, make_gallery, make_number, make_slider, status_line, verdict
 
-from lbgen_hf.errors import first_line
+from lbgen_hf.errors import UserError, first_line
 
 _COLUMNS = ["model", "class", "seed", "CLIP score", "quality"]
 _HINT = "Choose classes and press Generate: the images appear here."
@@ -93,7 +93,7 @@ def studio_tab(studio: Studio, concurrency_id: str) -> None:
                 ]
                 yield *filled, _rows(progress) if is_last else gr.skip(), _describe(progress, request)
                 shown = images
-        except RuntimeError as error:  # out of memory, say: the page must not stay at "Generating"
+        except (RuntimeError, UserError) as error:  # out of memory, say: the page must not stay at "Generating"
             logging.getLogger(__name__).exception("generation failed")
             reason = first_line(error)[:160]
             yield gr.skip(), gr.skip(), gr.skip(), status_line(f"Generation failed: {reason}", "error")
@@ -175,10 +175,12 @@ def _describe(progress: Progress, request: Request) -> str:
     means = []
     for name, field in (("CLIP score", "clip_score"), ("quality", "quality")):
         values = [[getattr(image, field) for image in images] for images in progress.images.values()]
-        if None not in values[0]:
-            means.append(f"mean {name} " + " → ".join(f"{sum(v) / len(v):.2f}" for v in values))
+        known = [[value for value in of_variant if value is not None] for of_variant in values]
+        if all(known):
+            means.append(f"mean {name} " + " → ".join(f"{sum(v) / len(v):.2f}" for v in known))
     models = " → ".join(request.variants)
-    return status_line(f"{total} image{'s' if total > 1 else ''} of {models}: {', '.join(means)}", "done")
+    scores = f": {', '.join(means)}" if means else ""
+    return status_line(f"{total} image{'s' if total > 1 else ''} of {models}{scores}", "done")
 
 
 def _time_left(seconds: float) -> str:

@@ -54,6 +54,8 @@ def write_png(image: Image.Image, cache: Path) -> Path:
 def _caption(image: GeneratedImage) -> str:
     if not image.finished:
         return f"{image.label} …"
+    if image.hidden:
+        return f"{image.label} · hidden by the safety checker"
     scores = [("CLIP", image.clip_score, 2), ("quality", image.quality, 1)]
     return " · ".join([image.label, *(f"{name} {value:.{n}f}" for name, value, n in scores if value is not None)])
 

@@ -8,6 +8,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lbgen_hf.biaslab.judge import Judge
 from lbgen_hf.biaslab.measure import Estimate, judge_images, measure
+from lbgen_hf.errors import UserError
 from lbgen_hf.shipped import LBGEN_TINY, companions_of, resolve
 from lbgen_hf.synthesis.folder import DatasetFolder, check_output
 from lbgen_hf.synthesis.generate import Progress, generate, no_progress
@@ -39,8 +40,12 @@ def run_quickstart(out: Path, seed: int = 0, progress: Progress = no_progress) -
     """Generate a small labelled dataset with lbgen-tiny into the folder `out`, and the other models' beside it.
 
     Raises:
-        UserError: `out` holds something else, or cannot be written.
+        UserError: `out` holds something else, is the root, or cannot be written.
     """
+    if out.name in ("", ".."):
+        out = out.resolve()
+    if not out.name:
+        raise UserError(f"nothing can be written beside {out}; give another folder")
     loras = companions_of(LBGEN_TINY).loras
     suffixes = {"base": "-base", **{title: lora.removeprefix(LBGEN_TINY) for title, lora in loras.items()}}
     # Where no LoRA is shipped, the base model's images are the dataset.

@@ -57,3 +57,16 @@ def test_the_base_model_and_all_loras_generate_from_the_same_noise_and_are_measu
     printed = capsys.readouterr().out
     assert "| metric | base | lbGen | context swap |" in printed
     assert "| mi marked background |" in printed
+
+
+def test_the_folder_that_one_is_in_is_known_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    (tmp_path / "in-base").write_text("")  # so that it is refused before anything is generated
+    for out, message in ((".", "in-base"), ("/", "nothing can be written beside /")):
+        with pytest.raises(SystemExit) as end:
+            main(["quickstart", "--out", out])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err

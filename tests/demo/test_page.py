@@ -17,7 +17,7 @@ from stand_in import StandIn, make_settings
 from studio import BASE, Request, Studio
 from widgets import write_png
 
-from lbgen_hf import image_seed
+from lbgen_hf import UserError, image_seed
 from lbgen_hf.synthesis.generate import generate
 
 NUMBERS = {"images_per_class": 1, "seed": 0, "steps": 4, "guidance_scale": 2.0, "lora_scale": 1.0}
@@ -96,11 +96,12 @@ def test_twenty_clients_at_once_get_what_each_would_get_alone(url: str, studio: 
         np.testing.assert_array_equal(right[0], expected[1])
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), UserError("out of memory")])
 def test_a_failure_while_generating_is_told_in_the_page(
-    client: Client, studio: Studio, monkeypatch: pytest.MonkeyPatch
+    client: Client, studio: Studio, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("out of memory")
+        raise error
 
     monkeypatch.setattr(studio, "_decode", fail)
     status = client.predict(**CALL, api_name="/generate")[3]

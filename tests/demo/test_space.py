@@ -19,6 +19,7 @@ from huggingface_hub import metadata_load
 from packaging.version import Version
 
 from lbgen_hf.cli import main
+from lbgen_hf.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +43,11 @@ def test_the_wheel_carries_the_demo() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--dataset", "nowhere"], "nowhere"), (["--model", "/no/such/model"], "/no/such/model")],
+    [
+        (["--dataset", "nowhere"], "nowhere"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--model", "/no/such/model", "--scorer", "best"], "unknown quality scorer 'best'"),
+    ],
 )
 def test_what_is_missing_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
@@ -122,6 +127,13 @@ def test_a_change_beyond_the_axis_is_an_arrow(tmp_path: Path) -> None:
     assert marks(page) == []
     assert page.count(" Z") == 2
     assert "+9900%" in page
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"tables": {"base": [{}]}}'])
+def test_a_damaged_file_of_bias_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bias.json").write_text(content)
+    with pytest.raises(UserError, match=r"bias\.json is not what training/measure_bias\.py"):
+        bias_page({"a": tmp_path / "bias.json"})
 
 
 def test_the_bias_is_looked_for_beside_each_lora(tmp_path: Path) -> None:

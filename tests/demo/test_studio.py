@@ -1,12 +1,14 @@
 """What the demo generates, apart from its page."""
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from studio import BASE, LIMITS, MAX_CLASSES, Request, Studio
+from studio import BASE, LIMITS, MAX_CLASSES, Request, Studio, short_names
+from transformers import BatchFeature
 
 GOOD = {"images_per_class": 1, "seed": 0, "steps": 4, "guidance_scale": 2.0, "lora_scale": 1.0}
 
@@ -85,8 +87,37 @@ def test_a_visitor_who_leaves_stops_the_work_and_frees_the_pipeline(studio: Stud
     generating = studio.generate(request((BASE, loras[0]), (0, 1, 2, 3), images_per_class=4, steps=50))
     next(generating)
     generating.close()
+    deadline = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert threading.active_count() == before
     assert len(run(studio, request((BASE, loras[0])))[loras[0]]) == 4
+
+
+def test_nothing_that_the_safety_checker_hides_is_shown_or_scored(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extract(images: list, return_tensors: str) -> BatchFeature:
+        return BatchFeature({"pixel_values": torch.zeros(len(images))})
+
+    def check(clip_input: torch.Tensor, images: np.ndarray) -> tuple[np.ndarray, list[bool]]:
+        return images, [True, False]
+
+    monkeypatch.setattr(studio.pipe, "feature_extractor", extract)
+    monkeypatch.setattr(studio.pipe, "safety_checker", check)
+    *steps, last = studio.generate(request((BASE,), images_per_class=2))
+    assert all(image.finished for step in steps for image in step.images[BASE])
+    hidden, shown = last.images[BASE][:2]
+    assert (hidden.hidden, hidden.clip_score, shown.hidden) == (True, None, False)
+    assert shown.clip_score is not None
+
+
+def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("run0/out", "run1/out", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    sources = [str(tmp_path / name) for name in ("run0/out", "run1/out", "run1/../run1/out", "other")]
+    names = ["run0/out", "run1/out", "run1/out", "other", "user/out"]
+    assert list(short_names([*sources, "user/out"]).values()) == names
 
 
 def test_without_a_lora_there_is_the_base_model_alone(sd_folder: Path, clip_dir: Path) -> None:
