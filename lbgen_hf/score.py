@@ -100,7 +100,7 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def read_image(encoded: bytes, label: str) -> Tensor:
-    """An image file to (3, H, W) in [0, 1].
+    """An image file to (3, H, W) uint8.
 
     Raises:
         UserError: it is no image, or one that is too small or too large; `label` says which.
@@ -112,12 +112,12 @@ def read_image(encoded: bytes, label: str) -> Tensor:
     if min(image.size) < MIN_IMAGE_SIZE:
         width, height = image.size
         raise UserError(f"{label} is {width}x{height}; images of at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE} are scored")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @torch.no_grad()
 def score_images(scorer: QualityScorer, images: Iterable[Tensor], batch_size: int) -> list[float]:
-    """Scores of images (3, H, W) of any sizes, in their order.
+    """Scores of images (3, H, W) uint8 of any sizes, in their order.
 
     Raises:
         UserError: a score is not finite.
@@ -130,7 +130,7 @@ def score_images(scorer: QualityScorer, images: Iterable[Tensor], batch_size: in
     for places in by_size.values():
         for start in range(0, len(places), batch_size):
             batch = places[start : start + batch_size]
-            scores[batch] = scorer(torch.stack([images[place] for place in batch])).float()
+            scores[batch] = scorer(torch.stack([images[place] for place in batch]) / 255).float()
     if not scores.isfinite().all():
         raise UserError("the scorer gives values that are not finite; try --dtype float32")
     return scores.tolist()
@@ -149,6 +149,8 @@ def _score_images(
         if other.exists():
             raise UserError(f"load_dataset reads no {table.name} beside {other}; turn that into a {table.name} first")
     rows = _read_table(table)
+    if any(row.get(COLUMN) and not row.get(SCORER_COLUMN) for row in rows.values()):
+        raise UserError(f"{table} has a column {COLUMN} of another origin; rename it first, so that it is not lost")
     files = {_file_name(path.relative_to(folder)): path for path in images}
     unscored = _unscored_rows(files, rows)
     waiting = [file for file in files if not _is_scored(rows.get(file, {}), name)]
@@ -207,9 +209,13 @@ def _read_table(table: Path) -> dict[str, dict[str, str]]:
             reader = csv.DictReader(file)
             if "file_name" not in (reader.fieldnames or []):
                 raise UserError(f"{table} has no column file_name; move it away, and a new one is written")
-            return {row["file_name"]: row for row in reader}
+            rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is damaged ({error}); move it away, and a new one is written") from error
+    by_file = {row["file_name"]: row for row in rows}
+    if len(by_file) < len(rows):
+        raise UserError(f"{table} has several rows of one image; score a copy of the folder without it")
+    return by_file
 
 
 def _write_table(table: Path, rows: dict[str, dict[str, str]]) -> None:
@@ -234,7 +240,12 @@ def _score_shards(
     total = sum(num_rows for _, num_rows in footers.values())
     if not total:
         raise UserError(f"{folder} has parquet files, but not one row")
-    waiting = [path for path in shards if (footers[path][0].metadata or {}).get(_SCORER_KEY) != name.encode()]
+    scorers = {path: (footers[path][0].metadata or {}).get(_SCORER_KEY) for path in shards}
+    if foreign := [path for path in shards if COLUMN in footers[path][0].names and scorers[path] is None]:
+        raise UserError(
+            f"{foreign[0]} has a column {COLUMN} of another origin; rename it first, so that it is not lost"
+        )
+    waiting = [path for path in shards if scorers[path] != name.encode()]
     done = known = total - sum(footers[path][1] for path in waiting)
     scorer: Any = load_scorer(name) if waiting else None
     for path in waiting:

@@ -165,6 +165,24 @@ def test_columns_of_others_are_kept(images: Path, scorer: Brightness) -> None:
     assert table["gone.png"] == {"file_name": "gone.png", "text": "gone", "quality": "", "quality_scorer": ""}
 
 
+def test_a_quality_of_another_origin_is_not_lost(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "metadata.csv").write_text("file_name,quality\n1.png,5\n")
+    assert "a column quality of another origin" in refusal(capsys, "score", images)
+    write_shards(tmp_path / "rated", num_shards=1)
+    (shard,) = (tmp_path / "rated" / "data").iterdir()
+    table = pq.read_table(shard)
+    pq.write_table(table.append_column("quality", pa.array([5] * len(table))), shard)
+    assert "a column quality of another origin" in refusal(capsys, "score", tmp_path / "rated")
+    assert pq.read_table(shard)["quality"].to_pylist() == [5] * len(table)
+
+
+def test_several_rows_of_one_image_are_not_lost(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "metadata.csv").write_text("file_name,text\n1.png,one\n1.png,uno\n")
+    assert "several rows of one image" in refusal(capsys, "score", images)
+
+
 def test_what_was_scored_before_a_bad_image_is_kept(
     images: Path, scorer: Brightness, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
