@@ -57,7 +57,7 @@ def load_class_names(source: str | Path) -> ClassNames:
         return _NAMED[str(source)]()
     path = Path(source)
     if path.is_dir():
-        return _parse(_dataset_labels(path), source)
+        return _parse(_dataset_labels(path), source, has_comments=False)
     if path.is_file():
         try:
             # not splitlines, which would end a line at control characters too
@@ -97,12 +97,14 @@ def _biaslab() -> ClassNames:
 _NAMED = {"imagenet-1k": _imagenet_1k, "imagenet-100": _imagenet_100, "biaslab": _biaslab}
 
 
-def _parse(lines: Iterable[str], source: str | Path) -> ClassNames:
-    """Read "name", "wnid name" and "wnid" lines."""
+def _parse(lines: Iterable[str], source: str | Path, has_comments: bool = True) -> ClassNames:
+    """Read "name", "wnid name" and "wnid" lines; where there are no comments, the place of every line is its id."""
     names, wnids = [], []
     for line in map(str.strip, lines):
-        if not line or line.startswith("#"):
+        if has_comments and (not line or line.startswith("#")):
             continue
+        if not line:
+            raise UserError(f"class {len(names)} of {source} has no name")
         first, *rest = line.split(maxsplit=1)
         wnid = first if _WNID.fullmatch(first) else None
         wnids.append(wnid)

@@ -189,7 +189,7 @@ class LbGenPipeline(StableDiffusionPipeline):
     def _load(cls, source: str, **kwargs) -> "LbGenPipeline":
         try:
             pipe = super().from_pretrained(source, **kwargs)
-        except ValueError as error:  # such as a variant that the model does not have
+        except (ValueError, SafetensorError) as error:  # a variant that the model does not have; a damaged file
             raise UserError(f"cannot load the model {source!r}: {first_line(error)}") from error
         if pipe.unet is not None:
             check_finite_weights(f"the UNet of {source!r}", pipe.unet)
@@ -443,10 +443,8 @@ class LbGenPipeline(StableDiffusionPipeline):
             keys = class_ids or class_names or prompts or [""] * num_prompts
             seeds = _image_seeds(base_seed, keys, count)
             generator = [torch.Generator().manual_seed(image_seed) for image_seed in seeds]
-        elif isinstance(generator, list):
-            seeds = [one.initial_seed() for one in generator]
         else:
-            seeds = [generator.initial_seed()] if num_prompts * count == 1 else None
+            seeds = _seeds_of(generator) if isinstance(generator, list) or num_prompts * count == 1 else None
 
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -553,6 +551,20 @@ def _one_count(images_per_class: int | None, num_images_per_prompt: int | None) 
     if theirs not in (1, images_per_class):
         raise UserError(f"images_per_class is {images_per_class} and num_images_per_prompt {theirs}: give one of them")
     return images_per_class
+
+
+def _seeds_of(generator: torch.Generator | list[torch.Generator]) -> list[int] | None:
+    """The seeds of generators, as fresh ones on the CPU give the noise again; None where they would not."""
+    generators = generator if isinstance(generator, list) else [generator]
+    if len({id(one) for one in generators}) < len(generators):
+        return None
+    seeds = [one.initial_seed() for one in generators]
+    for one, seed in zip(generators, seeds, strict=True):
+        if one.device.type != "cpu" or not torch.equal(
+            one.get_state(), torch.Generator().manual_seed(seed).get_state()
+        ):
+            return None
+    return seeds
 
 
 def _image_seeds(base_seed: int, keys: Sequence[int | str], images_per_key: int) -> list[int]:

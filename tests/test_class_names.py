@@ -105,6 +105,12 @@ def test_an_image_folder_gives_its_class_label_and_wnids(tmp_path):
     assert load_class_names(tmp_path) == ClassNames(("tench", "goldfish"), ("n01440764", "n01443537"))
 
 
+def test_a_datasets_names_are_taken_as_they_are(tmp_path):
+    features = datasets.Features({"label": datasets.ClassLabel(names=["#1", "cat"])})
+    datasets.Dataset.from_dict({"label": [1, 0]}, features=features).save_to_disk(str(tmp_path / "saved"))
+    assert load_class_names(tmp_path / "saved").names == ("#1", "cat")
+
+
 def test_a_dataset_without_one_class_label_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")

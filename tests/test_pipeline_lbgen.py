@@ -235,6 +235,11 @@ def test_seeds_are_told_only_where_they_give_the_image_again(pipe):
     assert many.seeds is None
     assert given.seeds is None
     assert listed.seeds == [8, 9]
+    used = torch.Generator().manual_seed(1)
+    assert pipe("star", generator=used, num_inference_steps=1).seeds == [1]
+    assert pipe("star", generator=used, num_inference_steps=1).seeds is None
+    twice = [torch.Generator().manual_seed(1)] * 2
+    assert pipe("star", images_per_class=2, generator=twice, num_inference_steps=1).seeds is None
     with pytest.raises(UserError, match="seed or generator"):
         pipe("star", seed=0, generator=torch.Generator())
 

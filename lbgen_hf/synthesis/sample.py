@@ -263,16 +263,22 @@ def _load_pipeline(settings: Settings, device: torch.device) -> LbGenPipeline:
     hub = {"revision": settings.revision, "variant": settings.variant}
     hub = {name: value for name, value in hub.items() if value is not None}
     pipe = LbGenPipeline.from_pretrained(settings.model, dtype=DTYPES[settings.dtype], **hub)
+    _fuse(pipe)  # a model may itself be a LoRA: the next one would take its place
     if settings.lora:
         pipe.load_lora_weights(_lora_file(settings.lora))  # which needs no network where the cache has it
-    if pipe.get_active_adapters():
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
+        _fuse(pipe)
     pipe.to(device)
     if device.type == "cuda":
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
     return pipe
+
+
+def _fuse(pipe: LbGenPipeline) -> None:
+    """Add the adapters to the weights."""
+    if pipe.get_active_adapters():
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
 
 
 def _load_scorers(settings: Settings, device: torch.device) -> dict[str, tuple[Scorer, float]]:

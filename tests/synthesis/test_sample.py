@@ -156,6 +156,20 @@ def test_the_lora_is_fused(sd_folder: Path, lora_folder: Path, pipe: LbGenPipeli
     assert np.abs(sampler(rows).pixels.astype(int) - PipelineSampler(pipe, settings)(rows).pixels).max() > 2
 
 
+def test_a_lora_adds_to_the_one_that_the_model_is(lora_folder: Path):
+    options = {"images_per_class": 1, "steps": STEPS}
+    settings, sampler = Job(str(lora_folder), str(lora_folder), device="cpu", options=options).prepare()
+    rows = rows_of(settings)
+    twice = LbGenPipeline.from_pretrained(lora_folder)(
+        [row.class_id for row in rows],
+        generator=[torch.Generator().manual_seed(row.seed) for row in rows],
+        num_inference_steps=STEPS,
+        output_type="np",
+        cross_attention_kwargs={"scale": 2.0},
+    ).images
+    assert np.abs(sampler(rows).pixels / 255 - twice).max() < 1.1 / 255
+
+
 def test_a_digest_tells_weights_apart_wherever_they_lie(sd_folder: Path, lora_folder: Path, tmp_path: Path):
     copy = Path(shutil.copytree(sd_folder, tmp_path / "copy"))
     digest = inspect_model(str(sd_folder))[0]["model_digest"]
