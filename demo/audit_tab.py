@@ -31,7 +31,7 @@ def audit_tab(folders: Mapping[str, Path]) -> None:
     names = list(folders)
 
     def check(dataset: object) -> None:
-        if dataset not in folders:
+        if not isinstance(dataset, str) or dataset not in folders:
             raise UserError("choose one of the datasets of this machine")
 
     @functools.cache
@@ -45,10 +45,10 @@ def audit_tab(folders: Mapping[str, Path]) -> None:
 
     def show(dataset: str) -> Iterator[tuple[str, str]]:
         """The audit of a dataset as a page."""
-        number = sample_size(folders[dataset])
-        seconds = 10 * number // MAX_IMAGES
-        yield status_line(f"Auditing {dataset}: up to {number:,} images, some {seconds} seconds", "running"), ""
         try:
+            number = sample_size(folders[dataset])
+            seconds = 10 * number // MAX_IMAGES
+            yield status_line(f"Auditing {dataset}: up to {number:,} images, some {seconds} seconds", "running"), ""
             page = page_of(dataset)
         except UserError as error:
             yield status_line(str(error), "error"), ""

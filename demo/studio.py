@@ -335,10 +335,10 @@ def short_names(sources: Iterable[str]) -> dict[str, str]:
     paths = {source: Path(source).resolve().parts if Path(source).exists() else (source,) for source in sources}
     names = {}
     for source, parts in paths.items():
-        others = [other for other in paths.values() if other != parts]
+        endings = {other[-n:] for other in paths.values() if other != parts for n in range(1, len(other) + 1)}
         lengths = range(1, len(parts) + 1)
-        length = next(n for n in lengths if all(other[-n:] != parts[-n:] for other in others))
-        names[source] = "/".join(parts[-length:])
+        # The whole of a Hub id may be a folder's name: then that of the folder is the longer.
+        names[source] = "/".join(next((parts[-n:] for n in lengths if parts[-n:] not in endings), parts))
     return names
 
 

@@ -207,7 +207,7 @@ def test_a_dataset_is_audited(client: Client, dataset: Path) -> None:
     assert str(dataset) not in report
 
 
-@pytest.mark.parametrize("name", ["ada/public", "../images", "", None, 3])
+@pytest.mark.parametrize("name", ["ada/public", "../images", "", None, 3, ["images"]])
 def test_only_datasets_of_this_machine_are_audited(url: str, name: object) -> None:
     assert HTTP.post(f"{url}gradio_api/call/audit", json={"data": [name]}).status_code == 422
 

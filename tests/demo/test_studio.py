@@ -113,11 +113,15 @@ def test_nothing_that_the_safety_checker_hides_is_shown_or_scored(
 
 
 def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    for name in ("run0/out", "run1/out", "other"):
+    for name in ("run0/out", "run1/out", "other", "runs/lbgen-tiny"):
         (tmp_path / name).mkdir(parents=True)
     sources = [str(tmp_path / name) for name in ("run0/out", "run1/out", "run1/../run1/out", "other")]
     names = ["run0/out", "run1/out", "run1/out", "other", "user/out"]
     assert list(short_names([*sources, "user/out"]).values()) == names
+    assert list(short_names(["lbgen-tiny", str(tmp_path / "runs/lbgen-tiny")]).values()) == [
+        "lbgen-tiny",
+        "runs/lbgen-tiny",
+    ]
 
 
 def test_without_a_lora_there_is_the_base_model_alone(sd_folder: Path, clip_dir: Path) -> None:
