@@ -48,6 +48,17 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}; give another folder") from error
 
 
+def require_output_file(path: Path) -> None:
+    """Make the folder of a file that is to be written, and try to write there.
+
+    Raises:
+        UserError: the file is a folder, or its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot write to {path}: it is a folder; give a file in it")
+    require_writable(path.resolve().parent)
+
+
 def require_creatable(path: Path) -> None:
     """Make sure that a file or folder can be made at `path`, or written in, and leave no trace.
 

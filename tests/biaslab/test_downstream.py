@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.stats import ttest_1samp
 
 from lbgen_hf.biaslab.downstream import (
-    estimate_accuracy,
     evaluate_training_set,
     make_test_sets,
+    mean_over_seeds,
     train_classifier,
     with_context_of,
 )
@@ -57,13 +58,25 @@ def test_training_is_a_function_of_the_seed():
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_intervals_are_about_those_of_a_binomial_and_differences_are_paired():
-    correct = torch.rand(3, 1200, generator=torch.Generator().manual_seed(0)) < 0.4
-    low, high = estimate_accuracy(correct).interval
-    assert low < correct.double().mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * (0.24 / 3600) ** 0.5, rel=0.6)
-    better = estimate_accuracy(correct | True).replicates - estimate_accuracy(correct).replicates
-    assert better.min() > 0.5
+@pytest.mark.parametrize(("of_seeds", "of_scenes"), [(0.05, 0.0), (0.0, 0.4), (0.02, 0.3)])
+def test_intervals_hold_the_mean_of_other_seeds_and_other_scenes(of_seeds: float, of_scenes: float):
+    generator = torch.Generator().manual_seed(0)
+
+    def holds_it() -> bool:
+        seeds = of_seeds * torch.randn(3, 1, generator=generator)
+        scenes = of_scenes * torch.randn(1, 400, generator=generator)
+        noise = 0.1 * torch.randn(3, 400, generator=generator)
+        _, low, high = mean_over_seeds(0.4 + seeds + scenes + noise)
+        return low < 0.4 < high
+
+    assert sum(holds_it() for _ in range(400)) >= 0.93 * 400
+
+
+def test_an_interval_of_seeds_alone_is_students():
+    values = torch.tensor([0.223, 0.165, 0.197])
+    found = mean_over_seeds(values[:, None].expand(3, 50))
+    expected = ttest_1samp(values.double(), 0).confidence_interval()
+    assert found[1:] == pytest.approx(expected)
 
 
 def test_the_script_compares_each_set_of_images_with_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -79,7 +92,7 @@ def test_the_script_compares_each_set_of_images_with_those_before_it(tmp_path: P
     output = tmp_path / "out.json"
     measure_downstream.main(
         measure_downstream.make_parser().parse_args(
-            [*paths, "--num_seeds", "1", "--steps", "2", "--output", str(output)]
+            [*paths, "--num_seeds", "2", "--steps", "20", "--output", str(output)]
         )
     )
     rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
@@ -91,6 +104,16 @@ def test_the_script_compares_each_set_of_images_with_those_before_it(tmp_path: P
             assert difference == pytest.approx(expected)
             assert low <= high
     assert set(next(row for row in rows if row["trained_on"] == "lora")["above"]) == {"base"}
+
+    for wrong, message in (
+        (["--num_seeds", "1"], "--num_seeds"),
+        (["--steps", "0"], "--steps"),
+        (["--output", str(tmp_path)], "it is a folder"),
+        (paths, "several files have one name"),
+    ):
+        arguments = ["--output", str(output), *paths, *wrong]
+        with pytest.raises(UserError, match=message):
+            measure_downstream.main(measure_downstream.make_parser().parse_args(arguments))
 
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"bad\.safetensors is no file that measure_bias\.py"):

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lbgen_hf.biaslab.downstream import estimate_accuracy, evaluate_training_set, make_test_sets
-from lbgen_hf.biaslab.measure import Estimate
+from lbgen_hf.biaslab.downstream import evaluate_training_set, make_test_sets, mean_over_seeds
 from lbgen_hf.biaslab.scenes import render, sample_scenes
+from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, first_line, report_errors
 from lbgen_hf.evaluation.biaslab import world
-from lbgen_hf.files import require_writable, write_atomically
+from lbgen_hf.files import require_output_file, write_atomically
 
 BIAS = 0.6  # of the biased scenes: about what guidance makes of the base model's
 
@@ -58,8 +58,11 @@ def training_sets(paths: list[Path]) -> dict[str, tuple[Tensor, Tensor]]:
     """Name to images and labels: those of the files, and as many biased and unbiased scenes.
 
     Raises:
-        UserError: a file cannot be read, or holds other labels than the first.
+        UserError: a file cannot be read, holds other labels than the first, or has the name of another.
     """
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError(f"several files have one name: {', '.join(map(str, paths))}; rename some, tables name them so")
     sets = {path.stem: read_images(path) for path in paths}
     labels = sets[paths[0].stem][1]
     for name, (_, others) in sets.items():
@@ -71,28 +74,33 @@ def training_sets(paths: list[Path]) -> dict[str, tuple[Tensor, Tensor]]:
     return sets
 
 
-def _difference(a: Estimate, b: Estimate) -> tuple[float, float, float]:
-    """By how much `a` is above `b`, paired by seed and scene."""
-    return Estimate(a.value - b.value, a.replicates - b.replicates).triple
-
-
 def main(args: argparse.Namespace) -> None:
-    require_writable(args.output.resolve().parent)
+    """Train, test, write.
+
+    Raises:
+        UserError: a file of images or a number is not as it must be, or the output cannot be written.
+    """
+    check_number("--num_seeds", args.num_seeds, at_least=2, integer=True)
+    check_number("--steps", args.steps, at_least=20, integer=True)  # a tenth of them is the warm-up
+    require_output_file(args.output)
     sets = training_sets(args.images)
     test_sets = make_test_sets()
     bar = tqdm(total=len(sets) * args.num_seeds, desc="classifiers", mininterval=10)
-    rows, estimates = [], {}
+    rows, results = [], {}
     for name, (images, labels) in sets.items():
         correct = evaluate_training_set(
             images, labels, test_sets, range(args.num_seeds), lambda: bar.update(), steps=args.steps
         )
-        estimates[name] = {test: estimate_accuracy(values) for test, values in correct.items()}
-        for test, estimate in estimates[name].items():
-            row = {"trained_on": name, "tested_on": test, "accuracy": estimate.triple}
-            row["of_seeds"] = correct[test].double().mean(1).tolist()
-            row["above"] = {other: _difference(estimate, estimates[other][test]) for other in list(estimates)[:-1]}
+        for test, values in correct.items():
+            row = {"trained_on": name, "tested_on": test, "accuracy": mean_over_seeds(values)}
+            row["of_seeds"] = values.double().mean(1).tolist()
+            row["above"] = {
+                other: mean_over_seeds(values.double() - of_other[test].double())  # paired by seed and scene
+                for other, of_other in results.items()
+            }
             rows.append(row)
-        print(name, {test: round(e.value, 3) for test, e in estimates[name].items()}, flush=True)
+        results[name] = correct
+        print(name, {test: round(values.double().mean().item(), 3) for test, values in correct.items()}, flush=True)
     settings = {"images": len(next(iter(sets.values()))[1]), "num_seeds": args.num_seeds, "steps": args.steps}
     write_atomically(args.output, json.dumps({"world": world(), "settings": settings, "rows": rows}, indent=1) + "\n")
 
