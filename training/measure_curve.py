@@ -17,10 +17,10 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lbgen_hf.biaslab.measure import compare, format_comparison, judge_images, measure
 from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE
-from lbgen_hf.errors import UserError, report_errors
+from lbgen_hf.errors import UserError, first_line, report_errors
 from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.evaluation.observers import load_observers
-from lbgen_hf.files import require_writable
+from lbgen_hf.files import require_output_file, write_atomically
 
 GRID_PADDING = 2  # torchvision's
 
@@ -29,9 +29,12 @@ def read_grid(path: Path) -> Tensor:
     """Images (C, n, 3, H, W) in [0, 1] out of a grid with a row for each class.
 
     Raises:
-        UserError: the grid is not of every class.
+        UserError: it is no image, or the grid is not of every class.
     """
-    grid = pil_to_tensor(Image.open(path).convert("RGB")) / 255
+    try:
+        grid = pil_to_tensor(Image.open(path).convert("RGB")) / 255
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     pitch = IMAGE_SIZE + GRID_PADDING
     rows, columns = ((size - GRID_PADDING) // pitch for size in grid.shape[1:])
     if rows != len(CLASSES):
@@ -50,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     if not paths:
         raise UserError(f"{args.run} has no validation images; train with --validation_steps above 0")
     if args.output:
-        require_writable(args.output.resolve().parent)
+        require_output_file(args.output)
     observers = load_observers()
     images = [read_grid(path) for path in paths]
     measured = [measure(judge_images(each, CLASSES, **observers)) for each in images]
@@ -59,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{name}\n\n{format_comparison(rows)}\n", flush=True)
     if args.output:
         content = {"options": {"images_per_class": str(images[0].shape[1])}, "world": world(), "tables": tables}
-        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_atomically(args.output, json.dumps(content, indent=1) + "\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

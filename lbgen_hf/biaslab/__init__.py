@@ -8,4 +8,4 @@ MODELS = Path(__file__).parent / "models"
 
 BASE_TRAINING_SCENES: dict[str, Any] = {"num_scenes": 100_000, "bias": 0.35, "seed": 2}
 """The scenes that its base model learned bare class names from, as `sample_scenes` takes them. Guidance sharpens their
-bias: about two thirds of the images of a class name are on its own background."""
+bias: about six of ten images of a class name are on its own background."""

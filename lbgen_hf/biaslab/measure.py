@@ -246,7 +246,7 @@ def measure_blind(base: Judgements, tuned: Judgements, replicates: int = 1000, s
     A class-blind counterfactual: what falls no further than this has not been debiased, but turned plain.
 
     Returns:
-        mi_background, mi_texture, mi_place.
+        mi_blind_background, mi_blind_texture, mi_blind_place.
     """
     num_classes, n = base.correct.shape
     weights = _bootstrap_weights(num_classes, n, replicates, seed)
@@ -255,7 +255,12 @@ def measure_blind(base: Judgements, tuned: Judgements, replicates: int = 1000, s
         share = st.plain_share(tuned.tables(name, weights))
         return st.mutual_information(st.made_plain(base.tables(name, weights), share))
 
-    return {f"mi_{name}": _estimate(blind(name, None), blind(name, weights)) for name in base.attributes}
+    return {f"mi_blind_{name}": _estimate(blind(name, None), blind(name, weights)) for name in base.attributes}
+
+
+def blind_of(base: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """What `measure_blind` is compared with: the base's mutual information as it is, by the same names."""
+    return {f"mi_blind_{name}": base[f"mi_{name}"] for name in ATTRIBUTES}
 
 
 def by_class(judgements: Judgements, class_names: Sequence[str], name: str) -> list[dict]:
@@ -299,20 +304,21 @@ def compare(base: dict[str, Estimate], tuned: dict[str, Estimate]) -> list[dict]
 
     Returns:
         One row a metric: name, base, tuned, change (tuned - base) and relative (tuned / base - 1), each a (value, low,
-        high).
+        high). Relative is NaN where the base's interval holds zero.
     """
     rows = []
     for name, a in base.items():
         b = tuned[name]
         difference = Estimate(b.value - a.value, b.replicates - a.replicates)
-        ratio = Estimate(b.value / a.value - 1 if a.value else math.nan, b.replicates / a.replicates - 1)
+        low, high = a.interval
+        ratio = Estimate(b.value / a.value - 1, b.replicates / a.replicates - 1) if low > 0 or high < 0 else None
         rows.append(
             {
                 "name": name,
                 "base": a.triple,
                 "tuned": b.triple,
                 "change": difference.triple,
-                "relative": ratio.triple,
+                "relative": ratio.triple if ratio else (math.nan,) * 3,
             }
         )
     return rows
@@ -324,7 +330,9 @@ def format_interval(values: tuple[float, float, float]) -> str:
 
 
 def format_percent(values: tuple[float, float, float]) -> str:
-    """A relative (value, low, high) of `compare` as "-39 % [-44, -34]"."""
+    """A relative (value, low, high) of `compare` as "-39 % [-44, -34]", or a dash where it has none."""
+    if math.isnan(values[0]):
+        return "–"
     return "{:+.0f} % [{:+.0f}, {:+.0f}]".format(*(100 * value for value in values))
 
 

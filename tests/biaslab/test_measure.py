@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lbgen_hf.biaslab.measure import (
+    Estimate,
     agreement,
+    blind_of,
     by_class,
     by_value,
     compare,
@@ -177,8 +179,11 @@ def test_a_collapse_to_plain_lowers_information_but_not_what_stands_beside_it():
     assert after["plain_background"].value == pytest.approx(0.51, abs=0.02)
     assert abs(after["mi_of_plain_background"].value) < 0.01
     blind = measure_blind(base, grey, replicates=100)
-    assert blind["mi_background"].value == pytest.approx(after["mi_background"].value, rel=0.03)
-    assert blind["mi_texture"].value == pytest.approx(before["mi_texture"].value)
+    assert blind["mi_blind_background"].value == pytest.approx(after["mi_background"].value, rel=0.03)
+    assert blind["mi_blind_texture"].value == pytest.approx(before["mi_texture"].value)
+    rows = {row["name"]: row for row in compare(blind_of(before), blind)}
+    assert rows["mi_blind_background"]["base"] == before["mi_background"].triple
+    assert rows["mi_blind_background"]["tuned"] == blind["mi_blind_background"].triple
     assert after["mi_place"].value == before["mi_place"].value
 
 
@@ -206,3 +211,13 @@ def test_rows_by_class_and_by_value_add_up_to_the_information():
 def test_agreement_counts_equal_values():
     seen = {"shape": torch.tensor([1, 2, 3, 4])}
     assert agreement(seen, {"shape": torch.tensor([1, 2, 3, 5])}) == {"shape": 0.75}
+
+
+def test_there_is_no_relative_change_of_what_may_be_zero():
+    def estimate(value: float) -> Estimate:
+        return Estimate(value, torch.linspace(value - 0.1, value + 0.1, 101))
+
+    unclear, clear = compare({"a": estimate(0.05), "b": estimate(0.5)}, {"a": estimate(0.3), "b": estimate(0.3)})
+    assert math.isnan(unclear["relative"][0])
+    assert clear["relative"][0] == pytest.approx(-0.4)
+    assert format_comparison([unclear, clear]).count("| – |") == 1
