@@ -7,9 +7,9 @@ OMP_NUM_THREADS=1 lbgen reproduce --from-scratch --out reproduction \
 
 each in two processes at once; tests/benchmarks/results/reproduction.json is its report.json. The rest was made on two
 other machines, each with the images of the base model and of lbGen once more, whose backbones are the first machine's:
-what else has no backbones, and further runs of lbGen's recipe (reproduction_images.json), and the captions that name 40,
-80 and 100 % (reproduction_captions.json). The seconds of an adapter that was fine-tuned on from a shorter run's
-checkpoint include that run's.
+what else has no backbones, and further runs of lbGen's recipe (reproduction_images.json), and captions that name 40, 80
+and 100 % (reproduction_captions.json). The seconds of an adapter that was fine-tuned on from a shorter run's checkpoint
+include that run's.
 
     python docs/reproduction_results.py
 

@@ -75,8 +75,9 @@ def image_directions(text_features: Tensor, features: Tensor, class_ids: Tensor)
     """Class directions (C, D) among image features: the class means of a bank, as a ridge regression on the texts.
 
     W = argmin sum_j |f_j - f_mean - (t_cj - t_mean) W|^2 + r |W|^2, with r the mean eigenvalue of the texts' Gram
-    matrix; the direction of class c is (t_c - t_mean) W. With many images a class these are the class means; with few,
-    what classes of similar names share. Unlike differences of texts they lie on the images' side of the modality gap.
+    matrix; the direction of class c is (t_c - t_mean) W. These are the class means, as far as texts predict them, and
+    shorter by a share that depends on the texts and not on the number of images: of more names, shorter. Unlike
+    differences of texts they lie on the images' side of the modality gap.
 
     Args:
         text_features: (C, D) of the class names.

@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 
 from lbgen_hf.biaslab.captions import vocabulary
 from lbgen_hf.biaslab.scenes import TEXTURE_NAMES, render, sample_scenes
+from lbgen_hf.errors import UserError
 
 SCRIPTS = Path(__file__).parents[2] / "training" / "biaslab"
 
@@ -130,7 +131,7 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
     def loss_of_step(model: nn.Module, generator: torch.Generator) -> torch.Tensor:
         return model(torch.randn(8, 4, generator=generator)).square().mean()
 
-    def run(checkpoint: Path, stop_at: int | None = None, rate: float = 0.1) -> nn.Module:
+    def run(checkpoint: Path, stop_at: int | None = None, rate: float = 0.1, steps: int = 9) -> nn.Module:
         def stop(step: int, average: nn.Module) -> None:
             if step == stop_at:
                 raise KeyboardInterrupt
@@ -140,7 +141,7 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
         return train(
             model,
             loss_of_step,
-            steps=9,
+            steps=steps,
             learning_rate=0.1,
             checkpoint=checkpoint,
             checkpoint_every=2,
@@ -154,5 +155,8 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
     resumed = run(tmp_path / "killed.safetensors")
     for expected, actual in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(expected, actual)
-    with pytest.raises(SystemExit, match="begun with"):  # else the old weights were taken for those of the new settings
+    with pytest.raises(UserError, match="begun with"):  # else the old weights would be taken for the new settings'
         run(tmp_path / "killed.safetensors", rate=0.2)
+    for steps in (8, 20):  # the learning rate has fallen to zero
+        with pytest.raises(UserError, match="stands at step 9 of 9"):
+            run(tmp_path / "killed.safetensors", steps=steps)

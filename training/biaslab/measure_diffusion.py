@@ -17,6 +17,7 @@ from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge
 from lbgen_hf.biaslab.measure import agreement, judge_images, measure, sample_images
 from lbgen_hf.biaslab.scenes import CLASSES, sample_scenes
+from lbgen_hf.errors import report_errors
 
 
 def measure_captions(pipe: LbGenPipeline, judge: Judge, num_captions: int) -> tuple[dict[str, float], torch.Tensor]:
@@ -69,4 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with report_errors("measure_diffusion"):
+        main()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from lbgen_hf.biaslab import MODELS
+from lbgen_hf.errors import UserError, report_errors
 from lbgen_hf.fine_tuning.card import CONFIG_FILE
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 
@@ -27,6 +28,16 @@ STAGES = {  # what is made: the script and its arguments
 LORAS = ("lora", "lora_context_swap")
 
 
+def run(command: list) -> None:
+    """Run a script in a process of its own.
+
+    Raises:
+        UserError: it failed; what it printed says why.
+    """
+    if subprocess.run(command).returncode:
+        raise UserError(f"{Path(command[1]).name} failed, see above; run this again to go on from its last checkpoint")
+
+
 def train_lora(name: str, models: Path, work_dir: Path) -> None:
     """Train a LoRA as the shipped one's card says, for these models; the quality scorer is the shipped one."""
     script, config = SCRIPTS.parent / "train_lbgen.py", MODELS / name / CONFIG_FILE
@@ -35,7 +46,7 @@ def train_lora(name: str, models: Path, work_dir: Path) -> None:
     if models.resolve() != MODELS.resolve():
         command += ["--pretrained_model_name_or_path", models / "pipeline", "--clip_model", models / "clip"]
         command += ["--quality_scorer", "lbgen-tiny"]
-    subprocess.run(command, check=True)
+    run(command)
     (models / name).mkdir(exist_ok=True)
     for file in (LORA_FILE, CONFIG_FILE, "README.md"):
         shutil.copyfile(work_dir / name / file, models / name / file)
@@ -50,16 +61,17 @@ def main() -> None:
     args = parser.parse_args()
     for made, (script, *arguments) in STAGES.items():
         done = args.work_dir / f"{made.replace('/', '-')}.done"
-        if done.exists() and done.read_text() == str(args.output_dir.resolve()):
+        is_there = (args.output_dir / made).is_dir() and done.exists()
+        if is_there and done.read_text() == str(args.output_dir.resolve()):
             continue
         command = [sys.executable, SCRIPTS / script, *arguments]
-        command += ["--output_dir", args.output_dir, "--work_dir", args.work_dir]
-        subprocess.run(command, check=True)
+        run([*command, "--output_dir", args.output_dir, "--work_dir", args.work_dir])
         done.write_text(str(args.output_dir.resolve()))
     for name in LORAS:
         train_lora(name, args.output_dir, args.work_dir)
-    subprocess.run([sys.executable, SCRIPTS / "measure_diffusion.py", "--models_dir", args.output_dir], check=True)
+    run([sys.executable, SCRIPTS / "measure_diffusion.py", "--models_dir", args.output_dir])
 
 
 if __name__ == "__main__":
-    main()
+    with report_errors("reproduce"):
+        main()

@@ -15,6 +15,8 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from trainer import edit_json, log_results, make_parser, render_pool, settings_of, take, train
 
+from lbgen_hf.errors import report_errors
+
 LATENT_CHANNELS = 16
 PATCH = 8
 LATENT_STD = 0.5  # small beside the decoder's 3 * tanh(z / 3), which is nearly linear there
@@ -131,4 +133,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with report_errors("train_autoencoder"):
+        main()

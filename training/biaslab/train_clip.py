@@ -32,10 +32,13 @@ from lbgen_hf.biaslab.scenes import (
     Scenes,
     sample_scenes,
 )
+from lbgen_hf.checks import check_number
+from lbgen_hf.errors import UserError, report_errors
 
 # What is seldom left unsaid is missed where it is not said: a bare name lies near the context-free image.
 MENTION = 0.95
 IMAGE_TOWER = "test_resnet"  # a model of timm
+PER_CONTEXT = 16  # scenes of a batch
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -72,17 +75,18 @@ def soften(images: Tensor, generator: torch.Generator) -> Tensor:
     return images + 0.03 * torch.randn(images.shape, generator=generator)
 
 
-def sample_rows(contexts: Tensor, batch_size: int, generator: torch.Generator, per_context: int = 16) -> Tensor:
-    """A batch of `per_context` scenes from each of some random contexts (a background and a place).
+def sample_rows(contexts: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """A batch of `PER_CONTEXT` scenes from each of some random contexts (a background and a place).
 
     Every image then meets many texts that differ in shape and texture alone; in a plain batch the background tells
-    nearly all pairs apart, and nothing else is learnt for a long time. Every scene is still equally likely.
+    nearly all pairs apart, and nothing else is learnt for a long time. Contexts are equally likely: of unbiased scenes
+    every one is too, nearly; of biased scenes those in rare contexts, plain ones above all, come more often.
     """
-    chosen = torch.randperm(int(contexts.max()) + 1, generator=generator)[: batch_size // per_context]
+    chosen = torch.randperm(int(contexts.max()) + 1, generator=generator)[: batch_size // PER_CONTEXT]
     rows = []
     for context in chosen:
         members = (contexts == context).nonzero().squeeze(1)
-        rows.append(members[torch.randint(len(members), (per_context,), generator=generator)])
+        rows.append(members[torch.randint(len(members), (PER_CONTEXT,), generator=generator)])
     return torch.cat(rows)
 
 
@@ -127,9 +131,12 @@ def main() -> None:
     parser = make_parser(__doc__, max_train_steps=3400, train_batch_size=96)
     parser.add_argument("--mention", type=float, default=MENTION, help="How often a caption names what is marked.")
     parser.add_argument("--name_plain", action="store_true", help="It names what is plain as often.")
-    parser.add_argument("--bias", type=float, default=0.0, help="Of the scenes: the share in their class's context.")
+    parser.add_argument("--bias", type=float, default=0.0, help="Of the scenes; batches have less: see sample_rows.")
     parser.add_argument("--image_tower", default=IMAGE_TOWER, help="A model of timm.")
     args = parser.parse_args()
+    check_number("--bias", args.bias, at_least=0, at_most=0.99)  # at 1 some contexts have no scene
+    if args.train_batch_size < PER_CONTEXT or args.train_batch_size % PER_CONTEXT:
+        raise UserError(f"--train_batch_size must be a multiple of {PER_CONTEXT}, got {args.train_batch_size}")
     torch.manual_seed(0)
     # Unbiased scenes are the autoencoder's, already rendered under a name without a bias.
     scenes, pool = render_pool(30_000, args.work_dir, seed=1, **({"bias": args.bias} if args.bias else {}))
@@ -184,4 +191,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with report_errors("train_clip"):
+        main()

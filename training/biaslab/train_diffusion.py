@@ -27,6 +27,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from lbgen_hf.biaslab import BASE_TRAINING_SCENES
 from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.scenes import CLASSES, Scenes, render, sample_scenes
+from lbgen_hf.errors import report_errors
+from lbgen_hf.evaluation.biaslab import world
+from lbgen_hf.files import sha256_of
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
 NUM_SCENES = BASE_TRAINING_SCENES["num_scenes"]  # of the biased world, and as many of the unbiased one
@@ -85,6 +88,7 @@ def encode_scenes(vae: AutoencoderTiny, path: Path, **sampling) -> tuple[Scenes,
             images = render(scenes[start : start + 500]).images * 2 - 1
             # few at a time: the encoder's first features are 64 channels of full size, and stay in the cache
             latents += [(vae.encode(x).latents * vae.config.scaling_factor).half() for x in images.split(20)]
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp.npy")
         np.save(temporary, torch.cat(latents).numpy())
         temporary.replace(path)
@@ -107,8 +111,11 @@ def main() -> None:
         return torch.cat([text_encoder(batch).last_hidden_state for batch in ids.split(500)])
 
     log_results(args.output_dir, "text_states", **spread_of_states(encode))
-    biased, biased_latents = encode_scenes(vae, args.work_dir / "latents-biased.npy", **BASE_TRAINING_SCENES)
-    scenes, scene_latents = encode_scenes(vae, args.work_dir / "latents-unbiased.npy", num_scenes=NUM_SCENES, seed=1)
+    made_by = f"{world()['hash']}-{sha256_of(folder / 'vae' / 'diffusion_pytorch_model.safetensors')[:8]}.npy"
+    biased, biased_latents = encode_scenes(vae, args.work_dir / f"latents-biased-{made_by}", **BASE_TRAINING_SCENES)
+    scenes, scene_latents = encode_scenes(
+        vae, args.work_dir / f"latents-unbiased-{made_by}", num_scenes=NUM_SCENES, seed=1
+    )
     latents = torch.cat([biased_latents, scene_latents])
     captions = [CLASSES[label] for label in biased.labels.tolist()]
     captions += caption_scenes(scenes, mention=1.0, seed=1, templates=["{}"])
@@ -138,8 +145,8 @@ def main() -> None:
         error = (predicted - velocity).square().mean((1, 2, 3))
         return (error * loss_weight[timesteps]).mean()
 
-    def save(step: int, unet: nn.Module) -> None:
-        """The average so far, stored in half precision."""
+    def save(unet: nn.Module) -> None:
+        """Stored in half precision."""
         halves = [copy.deepcopy(model).half() for model in (unet, text_encoder)]
         pipeline = make_pipeline(vae, *halves, tokenizer)
         for name in ["unet", "text_encoder", "tokenizer", "scheduler"]:
@@ -150,7 +157,7 @@ def main() -> None:
         # transformers loads weights as the config's dtype says, diffusers in float32: keep the two alike
         edit_json(folder / "text_encoder" / "config.json", lambda config: config | {"dtype": "float32"})
 
-    train(
+    unet = train(
         make_unet(latents.shape[1]),
         loss_of_step,
         steps=args.max_train_steps,
@@ -159,9 +166,10 @@ def main() -> None:
         weight_decay=0.01,
         checkpoint=args.work_dir / "diffusion.safetensors",
         checkpoint_every=500,
-        on_checkpoint=save,
     )
+    save(unet)
 
 
 if __name__ == "__main__":
-    main()
+    with report_errors("train_diffusion"):
+        main()

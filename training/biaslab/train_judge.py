@@ -15,6 +15,7 @@ from trainer import log_results, make_parser, render_pool, settings_of, take, tr
 from lbgen_hf.biaslab.degradations import blur, noise
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge
 from lbgen_hf.biaslab.scenes import CLASSES, NOVEL_CLASSES, Scenes
+from lbgen_hf.errors import report_errors
 
 JUDGES = {"judge": ("plain", 3), "second_judge": ("convnext", 4)}  # architecture, seed of the scenes and the weights
 
@@ -77,4 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with report_errors("train_judge"):
+        main()

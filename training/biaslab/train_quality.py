@@ -15,6 +15,7 @@ from trainer import log_results, make_parser, render_pool, settings_of, take, tr
 
 from lbgen_hf.biaslab.degradations import DEGRADATIONS, degrade, level_of, pixelation
 from lbgen_hf.biaslab.scenes import Scenes
+from lbgen_hf.errors import report_errors
 from lbgen_hf.rewards.quality.tiny import TinyScorer
 
 LEVEL_WIDTH = 0.08  # of strength, around each level
@@ -134,4 +135,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with report_errors("train_quality"):
+        main()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lbgen_hf.biaslab.scenes import IMAGE_SIZE, Scenes, render, sample_scenes
+from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.fine_tuning.checkpoints import load_optimizer_state, optimizer_state
 
@@ -63,7 +64,7 @@ def render_pool(num_scenes: int, work_dir: Path, **sampling) -> tuple[Scenes, np
     """Scenes and their images (N, 3, 64, 64) uint8, rendered once and memory-mapped from `work_dir` after that."""
     scenes = sample_scenes(num_scenes, **sampling)
     key = "-".join(f"{k}{v}" for k, v in sorted(sampling.items()))
-    path = work_dir / f"pool-{num_scenes}-{key}.npy"
+    path = work_dir / f"pool-{num_scenes}-{key}-{world()['hash']}.npy"
     if not path.exists():
         work_dir.mkdir(parents=True, exist_ok=True)
         pool = np.empty((num_scenes, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
@@ -82,29 +83,38 @@ def take(pool: np.ndarray, rows: Tensor) -> Tensor:
 
 
 def _save_checkpoint(
-    path: Path, step: int, settings: str, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    metadata: dict[str, str],
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     state |= {f"average.{k}": v for k, v in average.state_dict().items()}
     state |= optimizer_state("optimizer", optimizer)
     temporary = path.with_suffix(".tmp")
-    metadata = {"step": str(step), "settings": settings}
     save_file({k: v.clone().contiguous() for k, v in state.items()}, temporary, metadata=metadata)
     os.replace(temporary, path)
 
 
 def _load_checkpoint(
-    path: Path, settings: str, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, settings: str, steps: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> int:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     if metadata["settings"] != settings:
-        raise SystemExit(f"{path} was begun with {metadata['settings']}, not {settings}; give another --work_dir")
+        raise UserError(f"{path} was begun with {metadata['settings']}, not {settings}; give another --work_dir")
+    step, planned = int(metadata["step"]), int(metadata["steps"])
+    if step > steps or (planned != steps and step > (1 - DECAY) * planned):
+        raise UserError(
+            f"{path} stands at step {step} of {planned}: a run of {steps} steps has another learning rate there; give "
+            "another --work_dir"
+        )
     state = load_file(path)
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
     average.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("average.")})
     load_optimizer_state("optimizer", optimizer, state)
-    return int(metadata["step"])
+    return step
 
 
 def train(
@@ -127,16 +137,17 @@ def train(
     of the weights, in eval mode.
 
     Raises:
-        SystemExit: the checkpoint was begun with other `settings`.
+        UserError: the checkpoint was begun with other `settings` or in another world, or is of a run of another length
+            and its learning rate had begun to fall.
     """
-    begun_with = json.dumps(settings, sort_keys=True)
+    begun_with = json.dumps(settings | {"world": world()["hash"]}, sort_keys=True)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(checkpoint.with_suffix(".lock")):
         average = copy.deepcopy(model).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
-        start = _load_checkpoint(checkpoint, begun_with, model, average, optimizer) if checkpoint.exists() else 0
+        start = _load_checkpoint(checkpoint, begun_with, steps, model, average, optimizer) if checkpoint.exists() else 0
 
         model.train()
         losses: list[float] = []
@@ -159,7 +170,8 @@ def train(
                     flush=True,
                 )
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-                _save_checkpoint(checkpoint, step + 1, begun_with, model, average, optimizer)
+                metadata = {"step": str(step + 1), "steps": str(steps), "settings": begun_with}
+                _save_checkpoint(checkpoint, metadata, model, average, optimizer)
                 if on_checkpoint:
                     on_checkpoint(step + 1, average)
         return average
