@@ -72,7 +72,8 @@ class CueConflict:
         textures = [first[texture] for texture in self.textures.tolist()]
         own = _own_textures()
         decided = [
-            class_id if class_id == shape or own[class_id] != own[texture] else texture
+            # below 0: a class that is not biaslab's
+            class_id if class_id < 0 or class_id == shape or own[class_id] != own[texture] else texture
             for class_id, shape, texture in zip(predictions.tolist(), shapes, textures, strict=True)
         ]
         return decided, shapes, textures

@@ -103,8 +103,9 @@ def parse_command_line(parser: HfArgumentParser, arguments: Sequence[str]) -> An
     only_configs = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only_configs.add_argument("--config", type=Path, nargs="+", action="extend", default=[])
     configs = only_configs.parse_known_args(arguments)[0].config
-    earlier = [argument for path in configs for argument in read_yaml(path, parser)]
-    config, *_ = parser.parse_args_into_dataclasses([*earlier, *arguments], look_for_args_file=False)
+    given = [*(argument for path in configs for argument in read_yaml(path, parser)), *arguments]
+    parser.parse_args(given)  # what is unknown is a UserError here, and with transformers' own check another
+    config, *_ = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     return config
 
 

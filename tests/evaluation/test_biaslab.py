@@ -59,6 +59,8 @@ def test_decisions_for_a_texture_are_those_for_any_class_that_owns_it(sampled: l
         result = texture_inclination(*twin.decisions(predictions), n_resamples=2)
         assert result["texture_inclination"] == 100
         assert result["no_conflict"] == result["other_decisions"] == 0
+    strangers = twin.decisions(torch.full((len(twin.textures),), -1))  # a class that biaslab has not
+    assert set(strangers[0]) == {-1}
 
 
 def test_contexts_have_k_uncommon_attributes(sampled: list) -> None:
