@@ -1,6 +1,7 @@
 """The results of lbgen-tiny's parts in the README, measured by
 
 python training/biaslab/reproduce.py --output_dir work/models
+python training/biaslab/measure_diffusion.py --models_dir work/models --images_per_class 50 --num_captions 400
 cp work/models/results.json tests/benchmarks/results/biaslab_models.json
 python tests/benchmarks/pipeline.py
 """

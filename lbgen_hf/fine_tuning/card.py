@@ -1,6 +1,5 @@
 """What is published with a LoRA: its model card, the config that trains it again, and pipeline.py."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def write_card(
         num_processes: of the run.
         repo_id: the LoRA's repo, where it is published; default: the folder.
     """
-    shutil.copyfile(pipeline_lbgen.__file__, folder / "pipeline.py")
+    write_atomically(folder / "pipeline.py", Path(pipeline_lbgen.__file__).read_bytes())
     write_atomically(folder / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
     name, base = repo_id or str(folder), config.pretrained_model_name_or_path
     kept = [row for row in rows if row["step"] in (0, step)]

@@ -1,6 +1,8 @@
 """The LoRA: put on a UNet, averaged over steps, saved for any diffusers."""
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
+
+from lbgen_hf.pipeline_lbgen import LORA_FILE
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -39,9 +43,11 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     layers = {name: value.detach().contiguous() for name, value in get_peft_model_state_dict(unet).items()}
     config = unet.peft_config["default"].to_dict()
     config["target_modules"] = sorted(config["target_modules"])
-    StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=convert_state_dict_to_diffusers(layers), unet_lora_adapter_metadata=config
-    )
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        StableDiffusionPipeline.save_lora_weights(
+            temporary, unet_lora_layers=convert_state_dict_to_diffusers(layers), unet_lora_adapter_metadata=config
+        )
+        os.replace(Path(temporary) / LORA_FILE, folder / LORA_FILE)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import shutil
@@ -36,6 +37,8 @@ from lbgen_hf.rewards.quality import check_scorer
 from lbgen_hf.shipped import LBGEN_TINY, resolve
 
 logger = logging.getLogger(__name__)
+
+JOURNALS = ("training.jsonl", "validation.jsonl")
 
 # What `accelerate launch` may ask for by environment variables, and this trainer would ignore.
 _NOT_SUPPORTED = {
@@ -112,9 +115,12 @@ class LbGenTrainer:
             step.load_state(state)
         validation = Validation(step) if config.validation_steps else None
         if self.is_main_process:
-            last_row = start if checkpoint else -1
-            self._losses = Journal(config.output_dir / "training.jsonl", last_row)
-            self._metrics = Journal(config.output_dir / "validation.jsonl", last_row)
+            if checkpoint:  # it may be another folder's, or of before what the journals here tell
+                for kept in filter(Path.is_file, (checkpoint / name for name in JOURNALS)):
+                    write_atomically(config.output_dir / kept.name, kept.read_bytes())
+            self._losses, self._metrics = (
+                Journal(config.output_dir / name, start if checkpoint else -1) for name in JOURNALS
+            )
             if checkpoint and (kept := checkpoint / self._best.name).is_dir():
                 write_folder(self._best, lambda best: shutil.copytree(kept, best, dirs_exist_ok=True))
             self._announce(step)
@@ -174,7 +180,9 @@ class LbGenTrainer:
         self._metrics.add(done, metrics)
         folder, columns = self.config.output_dir / "validation", self.config.validation_images_per_class
         folder.mkdir(exist_ok=True)
-        save_image(images, folder / f"step-{done:06d}.png", nrow=columns)
+        encoded = io.BytesIO()
+        save_image(images, encoded, format="png", nrow=columns)
+        write_atomically(folder / f"step-{done:06d}.png", encoded.getvalue())
         if choose_step(self._metrics.rows) == done:
             with averaged(step.average, step.parameters):
                 write_folder(self._best, lambda best: save_lora(step.unet, best))
@@ -193,6 +201,8 @@ class LbGenTrainer:
                 save_state(folder, done, step.state(), self._settings())
                 with averaged(step.average, step.parameters):
                     save_lora(step.unet, folder)
+                for name in JOURNALS:
+                    shutil.copyfile(self.config.output_dir / name, folder / name)
                 if self._best.is_dir():  # a run that is resumed here goes back to it
                     shutil.copytree(self._best, folder / self._best.name)
 

@@ -262,6 +262,18 @@ def test_resuming_any_checkpoint_is_the_uninterrupted_run(make_config, tmp_path,
             assert (cut / name).read_text() == (whole / name).read_text()
 
 
+def test_a_checkpoint_brings_its_journals_into_another_folder(make_config, tmp_path):
+    """Else the first step after it would count as step 0, and be the best."""
+    options = {"keep": "best", "max_train_steps": 3, "validation_steps": 1, "checkpointing_steps": 1}
+    whole = tmp_path / "whole"
+    train(make_config(**options, output_dir=whole))
+    for begun in ("checkpoint-2", "checkpoint-3"):
+        other = tmp_path / begun
+        train(make_config(**options, output_dir=other, resume_from_checkpoint=str(whole / begun)))
+        for name in ("training.jsonl", "validation.jsonl", LORA_FILE):
+            assert (other / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_a_resumed_run_keeps_the_best_of_its_own_steps(make_config, tmp_path):
     whole = train(make_config(keep="best", max_train_steps=2, output_dir=tmp_path / "whole"))
     cut = train(make_config(keep="best", output_dir=tmp_path / "cut"))
