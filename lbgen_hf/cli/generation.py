@@ -161,13 +161,12 @@ def verify(
 
     opened = DatasetFolder(dataset)
     with show_progress("verifying") as progress:
-        problems = verifying.verify(opened, progress)
+        problems, deleted = verifying.fix(opened, progress) if fix else (verifying.verify(opened, progress), [])
     for problem in problems:
         typer.echo(str(problem))
     if not problems:
         typer.echo(f"{dataset}: every row is as planned, every image is whole")
     elif fix:
-        deleted = verifying.remove_broken(opened, problems)
         typer.echo(f"deleted {len(deleted)} broken shards; run the same lbgen generate to make them again")
         typer.echo("an image that was black is then resampled with its next seed; files outside the plan stay")
     raise typer.Exit(1 if problems else 0)

@@ -20,6 +20,7 @@ from lbgen_hf.synthesis.shard import planned_columns
 _RECENT_SHARDS = 20
 # An image that is nowhere brighter than this, of 255, is black.
 _BLACK = 8
+_MISSING = "is missing"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def verify(dataset: DatasetFolder, progress: Callable[[int, int], None] = lambda
         for shard in range(plan.num_shards):
             name = plan.shard_name(shard)
             if not dataset.has_shard(shard):
-                problems.append(Problem(name, "is missing"))
+                problems.append(Problem(name, _MISSING))
                 continue
             try:
                 for row, found in _read_rows(dataset, shard, threads):
@@ -102,21 +103,27 @@ def verify(dataset: DatasetFolder, progress: Callable[[int, int], None] = lambda
     return problems
 
 
-def remove_broken(dataset: DatasetFolder, problems: list[Problem]) -> list[str]:
-    """Delete the shards that have a problem: `generate` then makes them again. Files that are not in the plan stay.
+def fix(
+    dataset: DatasetFolder, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[list[Problem], list[str]]:
+    """`verify`, and delete the shards that have a problem: `generate` then makes them again. Other files stay.
+
+    Nobody writes to the folder from the first look on, so that no shard is deleted for what it was before.
 
     Returns:
-        The names of the deleted shards.
+        The problems, and the names of the deleted shards.
 
     Raises:
         UserError: another process is writing to the folder.
     """
     with alone_in(dataset.path):
+        problems = verify(dataset, progress)
         planned = {dataset.plan.shard_name(shard) for shard in range(dataset.plan.num_shards)}
-        names = sorted({problem.name for problem in problems} & planned)
+        # A network disk may show a shard that was missing by now.
+        names = sorted({problem.name for problem in problems if problem.what != _MISSING} & planned)
         for name in names:
-            (dataset.path / name).unlink(missing_ok=True)
-    return names
+            (dataset.path / name).unlink()
+    return problems, names
 
 
 def _read_rows(

@@ -16,7 +16,7 @@ from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.leases import Leases
 from lbgen_hf.synthesis.shard import encode_image
-from lbgen_hf.synthesis.verify import Problem, read_status, remove_broken, verify
+from lbgen_hf.synthesis.verify import Problem, fix, read_status, verify
 
 SHARD_1 = "data/train-00001-of-00006.parquet"
 
@@ -36,7 +36,7 @@ def check(dataset: Path) -> list[Problem]:
 
 
 def repaired(dataset: Path) -> list[dict]:
-    remove_broken(DatasetFolder(dataset), check(dataset))
+    fix(DatasetFolder(dataset))
     generate(dataset, make_settings(), StandIn())
     return read_rows(dataset)
 
@@ -162,23 +162,45 @@ def test_a_folder_without_dataset_is_refused(tmp_path: Path):
 def test_a_stray_shard_is_found_and_left_where_it_is(dataset: Path):
     stray = dataset / "data" / "train-00000-of-00003.parquet"
     shutil.copy(shard_path(dataset, 0), stray)
-    problems = check(dataset)
+    problems, deleted = fix(DatasetFolder(dataset))
     assert [str(problem) for problem in problems] == [
         "data/train-00000-of-00003.parquet: is not in the plan, and load_dataset may read it"
     ]
-    assert remove_broken(DatasetFolder(dataset), problems) == []
+    assert deleted == []
     assert stray.exists()
 
 
 def test_nothing_is_removed_while_others_write(dataset: Path):
     shard_path(dataset, 0).write_bytes(b"")
-    problems = check(dataset)
     with Leases(dataset, host="another-machine", pid=1) as worker:
         worker.join()
         with pytest.raises(UserError, match="lbgen generate is writing to"):
-            remove_broken(DatasetFolder(dataset), problems)
+            fix(DatasetFolder(dataset))
     assert shard_path(dataset, 0).exists()
-    assert remove_broken(DatasetFolder(dataset), problems) == ["data/train-00000-of-00006.parquet"]
+    assert fix(DatasetFolder(dataset))[1] == ["data/train-00000-of-00006.parquet"]
+
+
+def test_nobody_writes_while_it_is_fixed(dataset: Path):
+    """A shard that was finished after it was found broken would be deleted for nothing."""
+    shard_path(dataset, 0).write_bytes(b"")
+    refused = []
+
+    def join(done: int, total: int) -> None:
+        with Leases(dataset, host="another-machine", pid=1) as worker, pytest.raises(UserError, match="is changing"):
+            worker.join()
+        refused.append(done)
+
+    fix(DatasetFolder(dataset), join)
+    assert len(refused) == 6
+
+
+def test_a_shard_that_was_missing_is_not_deleted(dataset: Path, tmp_path: Path):
+    """It may appear while the others are looked at: a network disk shows it after a while."""
+    kept = shard_path(dataset, 0).rename(tmp_path / "kept")
+    problems, deleted = fix(DatasetFolder(dataset), lambda done, total: shutil.copy(kept, shard_path(dataset, 0)))
+    assert [str(problem) for problem in problems] == ["data/train-00000-of-00006.parquet: is missing"]
+    assert deleted == []
+    assert shard_path(dataset, 0).exists()
 
 
 def test_progress_counts_up_to_all(finished: Path):
