@@ -50,6 +50,10 @@ _DAMAGE = (
 )
 
 
+class DamageError(UserError):
+    """A file is not as it was written. Other errors of reading say nothing of what is in it."""
+
+
 class ShownImage(NamedTuple):
     """An image of a dataset, with what its row says of it."""
 
@@ -206,13 +210,18 @@ class DatasetFolder:
         """What the shard's footer tells.
 
         Raises:
-            ValueError: the shard is missing, truncated, of other settings, or has a wrong number of rows.
+            UserError: the shard is missing, or cannot be read.
+            ValueError: it is truncated, of other settings, or has a wrong number of rows.
         """
         with self._open_shard(shard) as file:
             return self._footer_of(shard, file)
 
     def unfinished_shards(self) -> dict[int, str]:
-        """The shards that are not done and why, by a look at each one's footer: absent ones with "", broken ones."""
+        """The shards that are not done and why, by a look at each one's footer: absent ones with "", broken ones.
+
+        Raises:
+            UserError: a shard cannot be read, which does not make it broken.
+        """
         present = {Path(name).name for name in self._files.ls(f"{self._root}/data", detail=False)}
         unfinished = {}
         for shard in range(self.plan.num_shards):
@@ -221,7 +230,11 @@ class DatasetFolder:
                 continue
             try:
                 self.footer(shard)
-            except (ValueError, OSError) as error:
+            except UserError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                unfinished[shard] = ""  # another worker has just removed it
+            except ValueError as error:
                 unfinished[shard] = _line(error)
         return unfinished
 
@@ -279,7 +292,8 @@ class DatasetFolder:
             check_pages: verify the checksums of the pages that are read.
 
         Raises:
-            UserError: the shard is missing, or cannot be read.
+            DamageError: the shard is truncated or corrupt.
+            UserError: it is missing, or cannot be read.
         """
         with self._explain(), self._open_shard(shard, check_pages) as file:
             rejected = set(self._footer_of(shard, file).rejected)
@@ -384,6 +398,8 @@ class DatasetFolder:
         except HfHubHTTPError:  # which is an OSError as well
             raise
         except (pa.ArrowException, OSError) as error:
+            if _is_of_the_system(error):
+                raise UserError(f"cannot read {name} of {self.name}: {_line(error)}") from error
             raise ValueError(f"{name} is truncated or corrupt: {_line(error)}") from error
 
     def _footer_of(self, shard: int, file: pq.ParquetFile) -> Footer:
@@ -400,7 +416,8 @@ class DatasetFolder:
         except HfHubHTTPError as error:
             raise UserError(f"the Hub does not give {self.name!r}: {_line(error)}") from error
         except (*_DAMAGE, OSError) as error:
-            raise UserError(f"cannot read {self.name!r}: {_line(error)}") from error
+            kind = UserError if _is_of_the_system(error) else DamageError
+            raise kind(f"cannot read {self.name!r}: {_line(error)}") from error
         except Exception as error:  # the client's transport has errors of its own
             if type(error).__module__.partition(".")[0] in ("httpx", "httpx2"):
                 raise UserError(f"cannot reach the Hub ({_line(error)})") from error
@@ -444,6 +461,11 @@ def _place(draft: Path, target: Path) -> None:
             raise
         with target.open("xb") as file:
             file.write(draft.read_bytes())
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether the disk, its server or a limit failed; pyarrow's and Pillow's own `OSError`s have no number."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _line(error: BaseException) -> str:

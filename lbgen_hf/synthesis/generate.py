@@ -188,7 +188,11 @@ def work_order(shards: list[int], rank: int, world_size: int) -> Iterator[int]:
 
 
 def remove_broken_shards(dataset: DatasetFolder) -> list[int]:
-    """Delete the shards that are broken, naming each in the log, and return all that are to be sampled."""
+    """Delete the shards that are broken, naming each in the log, and return all that are to be sampled.
+
+    Raises:
+        UserError: a shard cannot be read, which does not make it broken.
+    """
     unfinished = dataset.unfinished_shards()
     for shard, problem in unfinished.items():
         if problem:

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.synthesis.folder import DatasetFolder
+from lbgen_hf.errors import first_line
+from lbgen_hf.synthesis.folder import DamageError, DatasetFolder
 from lbgen_hf.synthesis.leases import alone_in, count_workers
 from lbgen_hf.synthesis.plan import Row, Settings
 from lbgen_hf.synthesis.shard import planned_columns
@@ -79,6 +79,9 @@ def verify(dataset: DatasetFolder, progress: Callable[[int, int], None] = lambda
     Args:
         dataset: in a folder.
         progress: told after each shard how many images of how many were checked.
+
+    Raises:
+        UserError: a shard cannot be read, which says nothing of what is in it.
     """
     plan = dataset.plan
     problems = [Problem(name, "is not in the plan, and load_dataset may read it") for name in dataset.stray_files()]
@@ -97,7 +100,7 @@ def verify(dataset: DatasetFolder, progress: Callable[[int, int], None] = lambda
                     if twin is not row:
                         wrong.append(f"has the pixels of image {twin.id} in shard {twin.id // plan.shard_size}")
                     problems += [Problem(name, f"image {row.id} {what}") for what in wrong]
-            except UserError as error:
+            except DamageError as error:
                 problems.append(Problem(name, str(error)))
             progress(plan.shard_ids(shard).stop, plan.num_images)
     return problems
@@ -114,7 +117,7 @@ def fix(
         The problems, and the names of the deleted shards.
 
     Raises:
-        UserError: another process is writing to the folder.
+        UserError: another process is writing to the folder, or as `verify`.
     """
     with alone_in(dataset.path):
         problems = verify(dataset, progress)

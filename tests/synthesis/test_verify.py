@@ -1,5 +1,7 @@
 """Status counts; verification finds whatever is wrong with a dataset."""
 
+import errno
+import io
 import os
 import shutil
 import time
@@ -9,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from stand_in import StandIn, make_settings, read_rows
 
 from lbgen_hf.errors import UserError
@@ -201,6 +204,33 @@ def test_a_shard_that_was_missing_is_not_deleted(dataset: Path, tmp_path: Path):
     assert [str(problem) for problem in problems] == ["data/train-00000-of-00006.parquet: is missing"]
     assert deleted == []
     assert shard_path(dataset, 0).exists()
+
+
+@pytest.mark.parametrize("when", ["open", "read"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_shard_that_cannot_be_read_is_not_broken(dataset: Path, monkeypatch, when: str, number: int):
+    """The disk, its server or a limit failed: the shard may be whole, and is kept."""
+    open_file = LocalFileSystem.open
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    def open_or_fail(files: LocalFileSystem, path: str, mode: str):
+        file = open_file(files, path, mode)
+        if path.endswith(SHARD_1):
+            file.close()
+            if when == "open":
+                refuse()
+            file = io.BytesIO(shard_path(dataset, 1).read_bytes())
+            file.read = refuse
+        return file
+
+    monkeypatch.setattr(LocalFileSystem, "open", open_or_fail)
+    folder = DatasetFolder(dataset)
+    for look in (read_status, verify, fix, lambda _: generate(dataset, make_settings(), StandIn())):
+        with pytest.raises(UserError, match="cannot read .*" + os.strerror(number)):
+            look(folder)
+    assert shard_path(dataset, 1).exists()
 
 
 def test_progress_counts_up_to_all(finished: Path):
