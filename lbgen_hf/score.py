@@ -27,13 +27,13 @@ from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
 from lbgen_hf.synthesis.card import write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
 from lbgen_hf.synthesis.leases import alone_in
+from lbgen_hf.synthesis.shard import SCORER_KEY
 
 COLUMN = "quality"
 SCORER_COLUMN = "quality_scorer"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _CHUNK = 100  # images in memory at a time; also the rows of a row group
 _SAVE_EVERY_S = 10.0
-_SCORER_KEY = b"lbgen.quality_scorer"
 
 Progress = Callable[[int, int], None]
 
@@ -240,8 +240,9 @@ def _score_shards(
     total = sum(num_rows for _, num_rows in footers.values())
     if not total:
         raise UserError(f"{folder} has parquet files, but not one row")
-    scorers = {path: (footers[path][0].metadata or {}).get(_SCORER_KEY) for path in shards}
-    if foreign := [path for path in shards if COLUMN in footers[path][0].names and scorers[path] is None]:
+    scorers = {path: (footers[path][0].metadata or {}).get(SCORER_KEY) for path in shards}
+    foreign = [path for path in shards if COLUMN in footers[path][0].names and scorers[path] is None]
+    if foreign and not (folder / RECORD).exists():  # in a generated dataset it is of the threshold, and can be made again
         raise UserError(
             f"{foreign[0]} has a column {COLUMN} of another origin; rename it first, so that it is not lost"
         )
@@ -305,7 +306,7 @@ def _bytes(cell: object) -> bytes:
 
 def _with_column(schema: pa.Schema, name: str) -> pa.Schema:
     """The schema with the column `quality`, declared to `datasets` too, and the scorer's name."""
-    metadata = {**(schema.metadata or {}), _SCORER_KEY: name.encode()}
+    metadata = {**(schema.metadata or {}), SCORER_KEY: name.encode()}
     if b"huggingface" in metadata:
         declared = json.loads(metadata[b"huggingface"])
         declared["info"]["features"][COLUMN] = {"dtype": "float32", "_type": "Value"}

@@ -257,6 +257,18 @@ class DatasetFolder:
             raise UserError(f"{self.path} holds {strays[0]}, which is not in its plan; remove it")
         return self
 
+    def uniform_footers(self) -> list[Footer]:
+        """The footers of all shards, of which each must have the columns of the others, as readers expect.
+
+        Raises:
+            UserError: `lbgen score` wrote some of them only; or one is missing, or cannot be read.
+        """
+        with self._explain():
+            footers = [self.footer(shard) for shard in range(self.plan.num_shards)]
+        if len({(footer.columns, footer.scored_by) for footer in footers}) > 1:
+            raise UserError(f"every image of {self.path} is there, but not every score; run the same lbgen score again")
+        return footers
+
     # Rows
 
     def rejected_ids(self) -> list[int]:

@@ -80,7 +80,8 @@ def generate(
 
     Raises:
         UserError: `out` holds something else or another plan, cannot be written, or the disk is full; the model gives
-            values that are not finite, or no image passes the thresholds.
+            values that are not finite, or no image passes the thresholds; or the dataset is complete, but shards that
+            were made again lack the scores of the others.
     """
     check_batch_size(batch_size)
     place = place or Place.from_environment()
@@ -107,9 +108,9 @@ def finish(dataset: DatasetFolder) -> None:
     """Write the card of a dataset whose shards are all done.
 
     Raises:
-        UserError: no image passed the thresholds.
+        UserError: no image passed the thresholds, or shards that were made again lack the scores of the others.
     """
-    if all(dataset.footer(shard).num_rows == 0 for shard in range(dataset.plan.num_shards)):
+    if not any(footer.num_rows for footer in dataset.uniform_footers()):
         raise UserError(f"{dataset.path} holds no image: {_hopeless(dataset.settings)}")
     write_card(dataset)
 

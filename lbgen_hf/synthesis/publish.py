@@ -44,10 +44,11 @@ def prepare_to_publish(
         progress: told after each shard how many images of how many were read.
 
     Raises:
-        UserError: a malformed repo id; an unfinished dataset, a damaged shard, or a file that is not in the plan.
+        UserError: a malformed repo id; an unfinished dataset, a damaged shard, or a file that is not in the plan; or
+            `lbgen score` is not finished.
     """
     check_repo_id(repo_id)
-    dataset.require_complete()
+    dataset.require_complete().uniform_footers()
     plan = dataset.plan
     for shard in range(plan.num_shards):
         for _ in dataset.row_groups(shard, check_pages=True):
@@ -140,10 +141,10 @@ def export_webdataset(
         The tars.
 
     Raises:
-        UserError: the dataset is not complete or a shard is damaged, `target` holds something else or the tars of
-            another dataset, or the disk is full.
+        UserError: the dataset is not complete, `lbgen score` is not finished or a shard is damaged, `target` holds
+            something else or the tars of another dataset, or the disk is full.
     """
-    dataset.require_complete()
+    footers = dataset.require_complete().uniform_footers()
     plan = dataset.plan
     tars = [target / f"train-{shard:05d}.tar" for shard in range(plan.num_shards)]
     with explain_no_space(target):
@@ -157,7 +158,6 @@ def export_webdataset(
         }
         if strangers := sorted(entry.name for entry in target.iterdir() if entry.name not in ours):
             raise UserError(f"{target} holds something else ({strangers[0]}); give an empty folder")
-        footers = [dataset.footer(shard) for shard in range(plan.num_shards)]
         _claim_tars(dataset, footers, target)
         for shard, tar in enumerate(tars):
             if not tar.exists():

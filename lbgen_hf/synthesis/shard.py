@@ -24,6 +24,8 @@ WORK_FOLDER = ".lbgen"
 # Streaming reads a row group at a time.
 ROW_GROUP_SIZE = 100
 _METADATA_KEY = b"lbgen"
+# Whose the column `quality` is, where `lbgen score` wrote it.
+SCORER_KEY = b"lbgen.quality_scorer"
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -142,6 +144,8 @@ class Footer(NamedTuple):
     num_rows: int
     num_bytes: int
     rejected: list[int]
+    columns: tuple[str, ...]
+    scored_by: str | None  # by `lbgen score`
 
 
 def read_footer(metadata: pq.FileMetaData, name: str, expected: range, fingerprint: str) -> Footer:
@@ -168,4 +172,6 @@ def read_footer(metadata: pq.FileMetaData, name: str, expected: range, fingerpri
     if metadata.num_rows + len(rejected) != len(expected):
         raise ValueError(f"{name} has {metadata.num_rows} rows, {len(expected) - len(rejected)} expected")
     num_bytes = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    return Footer(metadata.num_rows, num_bytes, rejected)
+    columns = tuple(metadata.schema.to_arrow_schema().names)
+    scored_by = metadata.metadata.get(SCORER_KEY, b"").decode(errors="replace") or None
+    return Footer(metadata.num_rows, num_bytes, rejected, columns, scored_by)

@@ -22,6 +22,7 @@ from lbgen_hf.score import score_folder
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.plan import PRESETS
+from lbgen_hf.synthesis.publish import export_webdataset, prepare_to_publish
 from lbgen_hf.synthesis.sample import Job
 from lbgen_hf.synthesis.verify import verify
 
@@ -58,6 +59,42 @@ def test_a_folder_whose_name_is_no_text(tmp_path: Path):
     assert dataset.name == "caf\N{REPLACEMENT CHARACTER}"
     scored = score_folder(out, "lbgen-tiny", load_quality_scorer)
     assert len(scored.scores) == 60
+
+
+def score(out: Path, progress=lambda done, total: None) -> None:
+    score_folder(out, "brightness", lambda _: lambda images: images.mean((1, 2, 3)), progress=progress)
+
+
+def stop(done: int, total: int) -> None:
+    if done > 10:  # in the second shard
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("least", [None, 1.0])
+@pytest.mark.parametrize("how", ["a shard is made again", "scoring is interrupted"])
+def test_scores_of_some_shards_are_not_given_to_others(tmp_path: Path, how: str, least: float | None):
+    """`load_dataset` would fail, or fill in nulls; with a threshold, it would mix two scorers' numbers."""
+    settings = make_settings(min_quality=least, quality_scorer=None if least is None else "another")
+    sampler = StandIn(edge=32, scores=lambda rows: {} if least is None else {"quality": [1.0] * len(rows)})
+    dataset = generate(tmp_path / "out", settings, sampler)
+    if how == "scoring is interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            score(dataset.path, stop)
+    else:
+        score(dataset.path)
+        dataset.shard_path(2).unlink()
+    for use in (
+        lambda: generate(dataset.path, settings, sampler),
+        lambda: export_webdataset(dataset, tmp_path / "tars"),
+        lambda: prepare_to_publish(dataset, "user/name"),
+    ):
+        with pytest.raises(UserError, match="run the same lbgen score again"):
+            use()
+    score(dataset.path)
+    generate(dataset.path, settings, sampler)
+    assert len(export_webdataset(dataset, tmp_path / "tars")) == 6
+    loaded = datasets.load_dataset(str(dataset.path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert all(0.4 < quality < 0.6 for quality in loaded["quality"])
 
 
 def test_rows_are_those_that_load_dataset_gives(rejecting: Path, tmp_path: Path):
