@@ -23,9 +23,20 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [defau
 BatchSize = Annotated[int, typer.Option(help="Images at a time; changes no result.")]
 
 
+class _Warnings(logging.Handler):
+    """Shows what the package warns of, a line each, as errors are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"lbgen: warning: {record.getMessage()}", err=True)
+
+
+_WARNINGS = _Warnings(logging.WARNING)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `lbgen`. An error that the user can fix is one line on stderr and exit code 2."""
     logging.getLogger().addHandler(logging.NullHandler())  # else Python prints what libraries log of an error too
+    logging.getLogger("lbgen_hf").addHandler(_WARNINGS)
     with report_errors("lbgen"):
         try:
             code = app(arguments, prog_name="lbgen", standalone_mode=False)

@@ -24,6 +24,7 @@ from lbgen_hf.pipeline_lbgen import (
     find_file,
     is_lora,
     saved_classes,
+    warn_of_same_tokens,
 )
 from lbgen_hf.sampling import CachedUNet, build_scheduler, sample_latents
 from lbgen_hf.shipped import LBGEN_TINY, companions_of, resolve
@@ -255,6 +256,8 @@ def load_sampler(
         raise UserError(f"the weights are not those of the plan: {'; '.join(differences)}")
     place = pick_device(device)
     pipe = _load_pipeline(settings, place)
+    if pipe.class_labels != list(settings.classes):  # of its own it has warned already
+        warn_of_same_tokens(pipe.tokenizer, settings.classes)
     return PipelineSampler(pipe, settings, _load_scorers(settings, place) if thresholds else None, compile_unet)
 
 

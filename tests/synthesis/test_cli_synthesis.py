@@ -48,6 +48,22 @@ def test_generate_refuses_in_one_line(sd_folder: Path, tmp_path: Path, monkeypat
     assert not Path("out").exists()
 
 
+def test_generate_says_what_it_warns_of(sd_folder: Path, tmp_path: Path, capsys):
+    """A broken shard that is made again, and classes that are the same to the model."""
+    (tmp_path / "classes.txt").write_text("Crane\ncrane\nstar\n")
+    options = ["--classes", tmp_path / "classes.txt", "--images-per-class", "1", "--steps", "1", "--shard-size", "2"]
+    command = ["generate", "--model", sd_folder, "--out", tmp_path / "out", "--device", "cpu", *options]
+    code, _, warned = run(capsys, *command)
+    assert (code, warned.count("\n")) == (0, 1)
+    assert warned.startswith("lbgen: warning: the classes 'Crane' and 'crane' are the same ")
+    os.truncate(tmp_path / "out" / "data" / "train-00000-of-00002.parquet", 100)
+    code, _, warned = run(capsys, *command)
+    lines = [line for line in warned.splitlines() if "'Crane' and 'crane'" not in line]
+    assert (code, len(lines)) == (0, 1)
+    assert lines[0].startswith("lbgen: warning: train-00000-of-00002.parquet is truncated or corrupt")
+    assert lines[0].endswith("it will be generated again")
+
+
 def test_generate_refuses_a_folder_that_holds_something_else(tmp_path: Path, capsys):
     (tmp_path / "thesis.tex").touch()
     code, _, error = run(capsys, "generate", "--out", tmp_path)
