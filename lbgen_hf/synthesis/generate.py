@@ -27,7 +27,7 @@ from lbgen_hf.synthesis.shard import encode_row, write_shard
 logger = logging.getLogger(__name__)
 
 MAX_BATCH_SIZE = 4096
-# So many images in a row, at all of their seeds, and none passes: the thresholds are too high for this model.
+# So many images, at all of their seeds, and none passes nor has passed: the thresholds are too high for this model.
 _HOPELESS = 20
 # Between two looks at the shards of others, which take minutes each.
 _LONGEST_PAUSE_S = 30.0
@@ -259,7 +259,8 @@ class ShardWriter:
         rejected = [row.id for row in waiting]
         self._num_accepted += len(encoded)
         self._num_rejected += len(rejected)
-        if not self._num_accepted and self._num_rejected >= _HOPELESS:
+        is_hopeless = not self._num_accepted and self._num_rejected >= _HOPELESS
+        if is_hopeless and not _holds_images(self.dataset):
             raise UserError(_hopeless(self.settings))
         self.finish()
         self._writing = self._writer.submit(self._write, shard, encoded, rejected, on_written)
@@ -279,6 +280,12 @@ class ShardWriter:
         rows = [encoded[image_id].result() for image_id in sorted(encoded)]
         write_shard(self.dataset.shard_path(shard), rows, rejected, self.settings)
         on_written()
+
+
+def _holds_images(dataset: DatasetFolder) -> bool:
+    """Whether a finished shard has an image, which an earlier run or another worker may have made."""
+    finished = filter(dataset.has_shard, range(dataset.plan.num_shards))
+    return any(dataset.footer(shard).num_rows for shard in finished)
 
 
 def _hopeless(settings: Settings) -> str:

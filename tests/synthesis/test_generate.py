@@ -131,6 +131,15 @@ def test_thresholds_that_nothing_passes_end_the_job(tmp_path: Path, images_per_c
     assert len(calls) <= 2 * 3 * 30
 
 
+def test_a_shard_that_nothing_passes_is_sampled_again_beside_others(tmp_path: Path):
+    """As the last of a killed run, or the first that another worker has: finished shards have images."""
+    settings, sampler = make_settings(max_resamples=0, shard_size=30), StandIn(accept=lambda row: row.id < 30)
+    dataset = generate(tmp_path / "out", settings, sampler)
+    dataset.shard_path(1).unlink()
+    generate(tmp_path / "out", settings, sampler)
+    assert dataset.rejected_ids() == list(range(30, 60))
+
+
 def test_a_class_that_cannot_pass_does_not_end_the_job(tmp_path: Path):
     settings = make_settings(max_resamples=1, min_quality=4.9, shard_size=1)
     scores = {"scores": lambda rows: {"quality": [3.0] * len(rows)}}
