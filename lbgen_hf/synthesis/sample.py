@@ -197,9 +197,6 @@ class Job:
             raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
         if dtype == "float16" and device.type == "cpu":
             raise UserError("float16 is too slow and imprecise on a CPU; give --dtype float32 or bfloat16")
-        weights, model_names = inspect_model(self.model, self.lora, self.revision, self.variant)
-        names = names or model_names
-        wnids = tuple(wnid for wnid in names.wnids if wnid)
         companions, thresholds = companions_of(self.model), {}
         if self.options.get("min_clip_score") is not None:
             thresholds["clip_model"] = companions.clip_model
@@ -209,18 +206,22 @@ class Job:
             thresholds["quality_scorer"] = scorer
         elif self.scorer is not None:
             raise UserError("--scorer is for the threshold --min-quality; give both")
-        return Settings(
+        settings_of = functools.partial(
+            Settings,
             model=self.model,
             lora=self.lora,
             revision=self.revision,
             variant=self.variant,
-            classes=names.names,
-            wnids=wnids if len(wnids) == len(names.names) else None,
             dtype=dtype,
-            **weights,
             **thresholds,
             **self.options,
         )
+        # Wrong options are refused before many gigabytes are downloaded and hashed.
+        build_scheduler(settings_of(model_digest="", classes=names.names if names else ("",)).scheduler, {})
+        weights, model_names = inspect_model(self.model, self.lora, self.revision, self.variant)
+        names = names or model_names
+        wnids = tuple(wnid for wnid in names.wnids if wnid)
+        return settings_of(classes=names.names, wnids=wnids if len(wnids) == len(names.names) else None, **weights)
 
     def prepare(self) -> tuple[Settings, PipelineSampler]:
         """`resolve`, then `load_sampler`."""

@@ -200,11 +200,15 @@ def test_weights_that_are_not_those_of_the_plan_are_refused(sd_folder: Path):
         ({"classes": "imagenet-2k"}, "no class list 'imagenet-2k'"),
         ({"options": {"images_per_class": 0}}, "--images-per-class must be at least 1"),
         ({"options": {"images_per_class": 1, "scheduler": "magic"}}, "unknown scheduler 'magic'"),
+        ({"options": {"images_per_class": 1, "steps": 0}}, "--steps must be at least 1"),
+        ({"options": {"images_per_class": 1, "format": "gif"}}, "--format must be one of jpeg, webp, png, got gif"),
         ({"scorer": "qalign"}, "--scorer is for the threshold --min-quality"),
         ({"options": {"images_per_class": 1, "min_quality": 3.0}, "scorer": "best"}, "unknown quality scorer 'best'"),
     ],
 )
-def test_bad_jobs_are_refused(sd_folder: Path, changes: dict, message: str):
+def test_bad_jobs_are_refused(sd_folder: Path, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch):
+    """Before the model is downloaded and hashed."""
+    monkeypatch.setattr("lbgen_hf.synthesis.sample.inspect_model", lambda *_: pytest.fail("the model is read"))
     with pytest.raises(UserError, match=message):
         Job(str(sd_folder), **{"options": {"images_per_class": 1}, **changes}).prepare()
 
