@@ -453,8 +453,10 @@ def check_output(path: Path, settings: Settings | None = None) -> None:
         DatasetFolder(path).check_settings(settings)
     if not path.exists() or (path / RECORD).exists():
         return
-    ours = {WORK_FOLDER, "data"}
-    if strangers := sorted(entry.name for entry in path.iterdir() if entry.name not in ours):
+    ours = {path / WORK_FOLDER, path / "data"}
+    found = [*path.iterdir(), *(path / "data").glob("[!.]*")]
+    strangers = sorted(entry.relative_to(path).as_posix() for entry in found if entry not in ours)
+    if strangers and not (path / RECORD).exists():  # another worker may have made it meanwhile, and shards
         raise UserError(f"{path} holds something else ({strangers[0]}); give an empty folder to --out")
 
 

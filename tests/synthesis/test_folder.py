@@ -198,6 +198,14 @@ def test_a_folder_with_a_stray_shard_is_refused(copy: Path):
         DatasetFolder(copy).require_complete()
 
 
+def test_a_folder_with_data_of_the_user_is_refused_and_left_as_it_is(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cat.jpg").touch()
+    with pytest.raises(UserError, match=r"holds something else \(data/cat\.jpg\)"):
+        generate(tmp_path, make_settings(), StandIn())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "data"]
+
+
 def test_a_strangers_row_cannot_name_a_file_of_ours(copy: Path):
     for shard in (copy / "data").iterdir():
         table = pq.read_table(shard)
