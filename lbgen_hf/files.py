@@ -10,8 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
 from lbgen_hf.errors import UserError
+
+# What Pillow raises of a file that is no image, or a damaged one: a broken PNG is a `SyntaxError`.
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

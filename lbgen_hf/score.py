@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import locked
+from lbgen_hf.files import BROKEN_IMAGE, locked
 from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
 from lbgen_hf.synthesis.card import write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
@@ -107,7 +107,7 @@ def read_image(encoded: bytes, label: str) -> Tensor:
     """
     try:
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except BROKEN_IMAGE:
         raise UserError(f"{label} cannot be read as an image") from None
     if min(image.size) < MIN_IMAGE_SIZE:
         width, height = image.size

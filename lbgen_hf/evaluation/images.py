@@ -12,10 +12,11 @@ import fsspec
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from lbgen_hf.errors import UserError, first_line
+from lbgen_hf.files import BROKEN_IMAGE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
@@ -47,7 +48,7 @@ class LabelledImages:
         """
         try:
             return self._open(index).convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except BROKEN_IMAGE as error:
             raise UserError(f"cannot read the image {self.name(index)}: {first_line(error)}") from error
 
     def _open(self, index: int) -> Image.Image:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import timm
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.splits import SPLIT_SEED, Indices, shuffled
+from lbgen_hf.files import BROKEN_IMAGE
 
 STRIDES = [4, 8, 16, 32]
 
@@ -80,7 +81,7 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except BROKEN_IMAGE as error:
         raise UserError(f"cannot read the image {path}: {first_line(error)}") from error
 
 

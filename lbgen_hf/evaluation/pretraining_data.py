@@ -20,6 +20,7 @@ from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.seeded_batches import Batches, WithErrors, derived_seed, seed_everything, seeded_loader
 from lbgen_hf.evaluation.splits import stratified_split
 from lbgen_hf.evaluation.transfer import columns_of, load_training_images
+from lbgen_hf.files import BROKEN_IMAGE
 
 _SHUFFLE_BUFFER = 10_000
 
@@ -195,7 +196,7 @@ class _Decoded(Dataset):
         try:
             content = read_encoded(cell["path"] if cell["bytes"] is None else cell["bytes"])
             image = Image.open(io.BytesIO(content)).convert("RGB")
-        except (OSError, ValueError, SyntaxError, TypeError) as error:
+        except (*BROKEN_IMAGE, TypeError) as error:
             return f"cannot read the image {cell.get('path')} of the stream: {first_line(error)}"
         seed_everything(seed)
         return self.transform(image), int(row[self.stream.label_column])

@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import require_creatable, write_atomically
+from lbgen_hf.files import BROKEN_IMAGE, require_creatable, write_atomically
 from lbgen_hf.hub import check_repo_id, is_repo_id
 from lbgen_hf.synthesis.plan import Plan, Row, Settings
 from lbgen_hf.synthesis.shard import (
@@ -44,10 +44,7 @@ RECORD = "generation.json"
 # A published dataset is a stranger's: nothing larger than ours can be is read or decoded.
 _MAX_RECORD_BYTES = 16 * 2**20
 _MAX_GROUP_BYTES = 512 * 2**20
-_DAMAGE = (
-    *(pa.ArrowException, Image.DecompressionBombError, RecursionError),
-    *(ValueError, KeyError, TypeError, IndexError, AttributeError),
-)
+_DAMAGE = (*BROKEN_IMAGE, pa.ArrowException, RecursionError, KeyError, TypeError, IndexError, AttributeError)
 
 
 class DamageError(UserError):
@@ -149,7 +146,7 @@ class DatasetFolder:
                 record = json.loads(files.cat_file(f"{root}/{RECORD}"))
                 self.settings = Settings.from_json(record["settings"])
                 self.versions = {str(name): str(version) for name, version in record.get("versions", {}).items()}
-            except _DAMAGE as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 advice = "restore it, or generate into another folder"
                 raise UserError(f"the {RECORD} of {path or name} is damaged ({_line(error)}); {advice}") from error
 
@@ -427,7 +424,7 @@ class DatasetFolder:
             raise
         except HfHubHTTPError as error:
             raise UserError(f"the Hub does not give {self.name!r}: {_line(error)}") from error
-        except (*_DAMAGE, OSError) as error:
+        except _DAMAGE as error:
             kind = UserError if _is_of_the_system(error) else DamageError
             raise kind(f"cannot read {self.name!r}: {_line(error)}") from error
         except Exception as error:  # the client's transport has errors of its own

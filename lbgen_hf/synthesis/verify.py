@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from lbgen_hf.errors import first_line
+from lbgen_hf.files import BROKEN_IMAGE
 from lbgen_hf.synthesis.folder import DamageError, DatasetFolder
 from lbgen_hf.synthesis.leases import alone_in, count_workers
 from lbgen_hf.synthesis.plan import Row, Settings
@@ -144,7 +145,7 @@ def _look_at(cell: dict[str, Any] | None) -> dict[str, Any]:
     digest = hashlib.sha256(encoded).digest()[:16]
     try:
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN_IMAGE as error:
         return {"digest": digest, "problem": f"cannot be decoded: {first_line(error)}"}
     channels: Any = image.getextrema()
     black = max(high for _, high in channels) < _BLACK

@@ -125,6 +125,16 @@ def test_a_file_that_is_no_image_is_found(finished: Path, dataset: Path):
     assert repaired(dataset) == read_rows(finished)
 
 
+def test_a_broken_png_is_found(dataset: Path):
+    """Of which Pillow says a `SyntaxError`."""
+    encoded = encode_image(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8), make_settings())
+    broken = b"!!!!".join(encoded.rsplit(b"IDAT", 1))
+    edit(shard_path(dataset, 3), lambda rows: rows[4]["image"].update(bytes=broken))
+    assert ["image 34 cannot be decoded" in problem.what for problem in check(dataset)] == [True]
+    with pytest.raises(UserError, match="cannot read 'dataset': broken PNG file"):
+        DatasetFolder(dataset).image(34)
+
+
 def test_another_plans_shard_is_found(finished: Path, dataset: Path, tmp_path: Path):
     generate(tmp_path / "other", make_settings(seed=4), StandIn())
     shutil.copy(shard_path(tmp_path / "other", 1), shard_path(dataset, 1))

@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.audit.attributes import ATTRIBUTES, Attribute, measure_pixels
 from lbgen_hf.evaluation.audit.files import decode
 from lbgen_hf.evaluation.audit.reading import LabelledImages, Row
+from lbgen_hf.files import BROKEN_IMAGE
 
 MAX_IMAGES = 100_000
 LEAST_OF_CLASS = 5
 SMALL = 8  # side of the images that distances are measured on
 _BATCH = 128
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 class Thumbnails:
@@ -182,7 +181,7 @@ def _measure(rows: list[Row], thumbnail_size: int) -> _Measured:
             try:
                 decoded.append(decode(row.read(), thumbnail_size))
                 read.append(place)
-            except _UNREADABLE as error:
+            except BROKEN_IMAGE as error:
                 reason = first_line(error)
                 rejected.append(f"{row.name}: {reason if len(reason) < 100 else 'not an image'}")
     if not read:

@@ -31,7 +31,7 @@ def decode(content: bytes, thumbnail_size: int) -> Decoded:
     """Read an encoded image.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: it is no whole image.
+        BROKEN_IMAGE: it is no whole image.
     """
     stored = Image.open(io.BytesIO(content))
     quality = _jpeg_quality(stored)
