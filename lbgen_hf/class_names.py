@@ -57,16 +57,26 @@ def load_class_names(source: str | Path) -> ClassNames:
         return _NAMED[str(source)]()
     path = Path(source)
     if path.is_dir():
-        return _parse(_dataset_labels(path), source, has_comments=False)
+        return _parse(_dataset_labels(path), source)
     if path.is_file():
-        try:
-            # not splitlines, which would end a line at control characters too
-            return _parse(path.read_text(encoding="utf-8-sig").split("\n"), source)
-        except UnicodeDecodeError:
-            raise UserError(f"class list {path} is not a UTF-8 text file") from None
+        return _name(read_class_file(path), source)
     close = difflib.get_close_matches(str(source), _NAMED, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"give {', '.join(_NAMED)}, a text file or a dataset folder"
     raise UserError(f"no class list {str(source)!r}: {hint}")
+
+
+def read_class_file(path: Path) -> list[tuple[str | None, str]]:
+    """(wnid, name) of each class of a text file: None where it has no wnid, an empty name where it is a wnid alone.
+
+    Raises:
+        UserError: it is no UTF-8 text, has no class, or a name has control characters.
+    """
+    try:
+        # not splitlines, which would end a line at control characters too
+        lines = map(str.strip, path.read_text(encoding="utf-8-sig").split("\n"))
+        return _split([line for line in lines if line and not line.startswith("#")], path)
+    except UnicodeDecodeError:
+        raise UserError(f"class list {path} is not a UTF-8 text file") from None
 
 
 @functools.cache
@@ -97,26 +107,31 @@ def _biaslab() -> ClassNames:
 _NAMED = {"imagenet-1k": _imagenet_1k, "imagenet-100": _imagenet_100, "biaslab": _biaslab}
 
 
-def _parse(lines: Iterable[str], source: str | Path, has_comments: bool = True) -> ClassNames:
-    """Read "name", "wnid name" and "wnid" lines; where there are no comments, the place of every line is its id."""
-    names, wnids = [], []
+def _parse(lines: Iterable[str], source: str | Path) -> ClassNames:
+    return _name(_split(lines, source), source)
+
+
+def _split(lines: Iterable[str], source: str | Path) -> list[tuple[str | None, str]]:
+    """Read "name", "wnid name" and "wnid" lines."""
+    classes = []
     for line in map(str.strip, lines):
-        if has_comments and (not line or line.startswith("#")):
-            continue
         if not line:
-            raise UserError(f"class {len(names)} of {source} has no name")
+            raise UserError(f"class {len(classes)} of {source} has no name")
         first, *rest = line.split(maxsplit=1)
         wnid = first if _WNID.fullmatch(first) else None
-        wnids.append(wnid)
-        if wnid is None:
-            names.append(line)
-        else:
-            names.append(rest[0] if rest else _imagenet_name(wnid, source))
-    if not names:
+        classes.append((wnid, line if wnid is None else "".join(rest)))
+    if not classes:
         raise UserError(f"class list {source} is empty: write one class a line")
-    for name in names:
+    for _, name in classes:
         if any(unicodedata.category(letter) in _NOT_TEXT or letter == "\ufeff" for letter in name):
             raise UserError(f"class list {source} has control characters in {name!r}: remove them")
+    return classes
+
+
+def _name(classes: list[tuple[str | None, str]], source: str | Path) -> ClassNames:
+    """Give each wnid that is alone its ImageNet-1k name, and refuse what is there twice."""
+    wnids = [wnid for wnid, _ in classes]
+    names = [name or _imagenet_name(str(wnid), source) for wnid, name in classes]
     for what, values in (("name", names), ("wnid", [wnid for wnid in wnids if wnid])):
         value, count = Counter(values).most_common(1)[0] if values else (None, 1)
         if count > 1:

@@ -12,10 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from lbgen_hf.class_names import load_class_names
+from lbgen_hf.class_names import load_class_names, read_class_file
 from lbgen_hf.errors import UserError
 
-_LINE = re.compile(r"(?:(n\d{8})(?:\s+|$))?(.*)")
 _DEFINITION_WORDS = 6
 
 
@@ -94,20 +93,11 @@ def _read(source: str | Path) -> list[tuple[str | None, str]]:
         class_names = load_class_names(source)
         return list(zip(class_names.wnids, class_names.names, strict=True))
     lemmas = _wordnet()[0]
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"class list {path} is not a UTF-8 text file") from None
-    classes = []
-    for line in lines:
-        if line and not line.startswith("#") and (parts := _LINE.fullmatch(line)):
-            wnid, name = parts.groups()
-            if not name and wnid not in lemmas:
-                raise UserError(f"class list {path}: {wnid} is no synset of ImageNet-22k; write its name after it")
-            classes.append((wnid, name or lemmas[wnid][0]))
-    if not classes:
-        raise UserError(f"class list {path} is empty: write one class a line")
-    return classes
+    classes = read_class_file(path)
+    for wnid, name in classes:
+        if not name and wnid not in lemmas:
+            raise UserError(f"class list {path}: {wnid} is no synset of ImageNet-22k; write its name after it")
+    return [(wnid, name or lemmas[str(wnid)][0]) for wnid, name in classes]
 
 
 def _senses(name: str, wnid: str | None, wnids: list[str]) -> tuple[Sense, ...]:
@@ -139,17 +129,25 @@ def _suggest(name: str, wnid: str) -> str:
 
 
 def write_list(names: Iterable[CheckedName]) -> str:
-    """The list with specific names, each ambiguous one below its senses: a text file that `--classes` takes."""
+    """The list with specific names, each ambiguous one below its senses: a text file that `--classes` takes.
+
+    Raises:
+        UserError: two classes stand for one thing only, so that no two names tell them apart.
+    """
+    names = list(names)
     lines = []
-    used: set[str] = set()
+    chosen = Counter(checked.name for checked in names if not checked.senses)
     for checked in names:
         name, wnid = checked.name, checked.wnid
         if checked.senses:
             lines.append(f"# {name} stands for {len(checked.senses)}:" if len(checked.senses) > 1 else f"# {name}:")
             lines += [f"#   {sense.wnid} {sense.suggestion}: {sense.definition}" for sense in checked.senses]
             # Two classes of one name and no wnid: one sense each.
-            free = [sense for sense in checked.senses if sense.suggestion not in used] or list(checked.senses)
-            name = free[0].suggestion
-        used.add(name)
+            meant = [sense.suggestion for sense in checked.senses if wnid in (None, sense.wnid)]
+            name = next((suggestion for suggestion in meant if suggestion not in chosen), (meant or [name])[0])
+            chosen[name] += 1
         lines.append(f"{wnid} {name}" if wnid else name)
+    twice = [name for name, count in chosen.items() if count > 1]
+    if twice:
+        raise UserError(f"no two names tell classes apart that both stand for {twice[0]!r}: keep one of them")
     return "\n".join(lines) + "\n"

@@ -44,6 +44,22 @@ def test_the_list_is_one_that_classes_takes(tmp_path: Path) -> None:
     assert names[4] == "a thing that no one has"
 
 
+def test_no_name_is_there_twice(tmp_path: Path) -> None:
+    """A name that is clear already is not given to another class too; what cannot be told apart is refused."""
+    source = write(tmp_path / "list.txt", "crane", "crane bird", "goldfish")
+    names = [line for line in write_list(check_names(source)).splitlines() if not line.startswith("#")]
+    assert names == ["construction crane", "crane bird", "goldfish"]
+    for same in ("goldfish", "a thing that no one has"):
+        with pytest.raises(UserError, match="keep one of them"):
+            write_list(check_names(write(tmp_path / "list.txt", same, same)))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    source = tmp_path / "list.txt"
+    source.write_text(f"{BIRD} crane\nstar\n", encoding="utf-8-sig")
+    assert [(checked.wnid, checked.name) for checked in check_names(source)] == [(BIRD, "crane"), (None, "star")]
+
+
 def test_a_wnid_alone_and_bad_lists(tmp_path: Path) -> None:
     assert check_names(write(tmp_path / "list.txt", BIRD))[0].name == "crane"
     with pytest.raises(UserError, match="no synset"):
