@@ -99,14 +99,17 @@ def parse_benchmarks(specs: Sequence[str]) -> list[Benchmark]:
 
 
 def class_accuracy(backbone: Backbone, images: LabelledImages, run: Run) -> dict:
-    """Top-1 over the head's classes, on the images of these classes."""
+    """Top-1 over the head's classes, on the images of these classes; which ones these are is in `kept_images`."""
     columns = _head_columns(backbone, images.class_names)
     known = torch.tensor([column is not None for column in columns])[torch.from_numpy(images.labels)]
     if not known.all():
         images = images.subset(known.nonzero()[:, 0].numpy())
     targets = torch.tensor([-1 if column is None else column for column in columns])[torch.from_numpy(images.labels)]
     correct = run.logits(backbone, images).argmax(1) == targets
-    return {"data": {"correct": correct.int().tolist()}, "details": {"images_of_other_classes": int((~known).sum())}}
+    return {
+        "data": {"correct": correct.int().tolist()},
+        "details": {"images_of_other_classes": int((~known).sum()), "kept_images": images.fingerprint},
+    }
 
 
 def _head_columns(backbone: Backbone, class_names: Sequence[str]) -> list[int | None]:

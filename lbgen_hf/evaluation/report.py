@@ -13,6 +13,7 @@ import numpy as np
 
 import lbgen_hf
 from lbgen_hf.checks import check_number
+from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.plots import save_bars, save_c_curves, save_few_shot_curves
 from lbgen_hf.evaluation.scores import INFO, Scored, scores_of
 from lbgen_hf.evaluation.statistics import Estimate, mean, smallest_detectable_difference
@@ -44,12 +45,14 @@ class Results:
         labels: of the recipes, in the order given.
         scores: label to (benchmark, score) to the score.
         kinds: benchmark to its kind, in the order measured.
+        kept_images: label to benchmark to the fingerprint of the images measured, where a head may lack some classes.
         confidence_level: of the intervals.
     """
 
     labels: list[str]
     scores: dict[str, dict[Key, Score]]
     kinds: dict[str, str]
+    kept_images: dict[str, dict[str, str | None]]
     confidence_level: float
 
     def keys(self, kinds: Iterable[str], names: Iterable[str] | None = None) -> list[Key]:
@@ -63,6 +66,11 @@ class Results:
         ]
         return [key for key in wanted if names is None or key[1] in set(names)]
 
+    def on_other_images(self) -> list[Key]:
+        """Label and benchmark of what was not measured on the first recipe's images, and so has no difference."""
+        kept = self.kept_images
+        return [(label, b) for label in self.labels for b in kept[label] if kept[label][b] != kept[self.labels[0]][b]]
+
 
 def write_report(
     cells: list[dict], out: Path, *, confidence_level: float = 0.95, n_resamples: int = 1000, seed: int = 0
@@ -71,6 +79,9 @@ def write_report(
 
     Returns:
         The path of report.md.
+
+    Raises:
+        UserError: seeds of one recipe were measured on different images.
     """
     check_number("confidence_level", confidence_level, above=0, below=1)
     scored = [scores_of(cell["kind"], cell["data"], n_resamples=n_resamples, seed=seed) for cell in cells]
@@ -97,6 +108,14 @@ def _collect(cells: list[dict], scored: list[Scored], confidence_level: float) -
     labels = list(dict.fromkeys(cell["label"] for cell in cells))
     kinds = {cell["benchmark"]: cell["kind"] for cell in cells}
     scores: dict[str, dict[Key, Score]] = {label: {} for label in labels}
+    kept_images: dict[str, dict[str, str | None]] = {label: {} for label in labels}
+    for cell in cells:
+        kept = cell["details"].get("kept_images")
+        if kept_images[cell["label"]].setdefault(cell["benchmark"], kept) != kept:
+            raise UserError(
+                f"the checkpoints of {cell['label']} know different classes of {cell['benchmark']}, so they were "
+                "measured on different images; give them different labels"
+            )
     for label in labels:
         of_label = [(cell, s) for cell, s in zip(cells, scored, strict=True) if cell["label"] == label]
         for benchmark in kinds:
@@ -110,7 +129,7 @@ def _collect(cells: list[dict], scored: list[Scored], confidence_level: float) -
                 scores[label][MEAN_OF_DATASETS, name] = Score(mean([d.estimate for d in datasets]), per_seed)
     if sum(kind == "transfer" for kind in kinds.values()) > 1:
         kinds[MEAN_OF_DATASETS] = "transfer"
-    return Results(labels, scores, kinds, confidence_level)
+    return Results(labels, scores, kinds, kept_images, confidence_level)
 
 
 def _score(estimates: list[Estimate]) -> Score:
@@ -120,9 +139,12 @@ def _score(estimates: list[Estimate]) -> Score:
 def differences(results: Results) -> list[dict]:
     """Each recipe's scores minus the first recipe's, on the same resamples of the same images."""
     first = results.labels[0]
+    on_other_images = set(results.on_other_images())
     rows = []
     for label in results.labels[1:]:
         for key, score in results.scores[label].items():
+            if (label, key[0]) in on_other_images:
+                continue
             difference = score.estimate - results.scores[first][key].estimate
             low, high = difference.interval(results.confidence_level)
             rows.append(
@@ -228,10 +250,14 @@ def _difference_table(results: Results) -> str:
         for row in differences(results)
         if not INFO[row["score"]].detail
     ]
-    if not rows:
-        return ""
+    omitted = ", ".join(f"{label} on {benchmark}" for label, benchmark in results.on_other_images())
     header = ["recipe", "score", "difference in points", "interval excludes 0"]
-    return f"## Differences from {results.labels[0]}, paired by image\n\n{markdown_table(header, rows)}"
+    parts = [
+        f"## Differences from {results.labels[0]}, paired by image",
+        markdown_table(header, rows) if rows else "",
+        f"Not compared, as the classifier knows other classes, so that images differ: {omitted}." if omitted else "",
+    ]
+    return "\n\n".join(part for part in parts if part) if rows or omitted else ""
 
 
 def _resolution(results: Results) -> str:

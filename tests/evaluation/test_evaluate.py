@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,17 @@ from timm.models import save_for_hf
 from lbgen_hf.biaslab.scenes import CLASSES
 from lbgen_hf.cli import main
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation import benchmarks, biaslab, features
+from lbgen_hf.evaluation import backbones, benchmarks, biaslab, features
 from lbgen_hf.evaluation.benchmarks import parse_benchmarks
 from lbgen_hf.evaluation.evaluate import evaluate, parse_checkpoints
 from lbgen_hf.evaluation.report import write_report
 
 
-def save_backbone(folder: Path, seed: int) -> Path:
+def save_backbone(folder: Path, seed: int, classes: Sequence[str] = CLASSES) -> Path:
     torch.manual_seed(seed)
     overlay = {"input_size": (3, 64, 64), "crop_pct": 1.0}
-    model = timm.create_model("test_resnet", num_classes=len(CLASSES), pretrained_cfg_overlay=overlay)
-    save_for_hf(model, folder, model_config={"label_names": CLASSES}, safe_serialization=True)
+    model = timm.create_model("test_resnet", num_classes=len(classes), pretrained_cfg_overlay=overlay)
+    save_for_hf(model, folder, model_config={"label_names": classes}, safe_serialization=True)
     return folder
 
 
@@ -145,26 +146,46 @@ def test_a_folder_of_named_classes(checkpoints: list[Path], tmp_path: Path) -> N
     assert len(cell["data"]["correct"]) == 16
 
 
-def test_differences_are_paired(tmp_path: Path) -> None:
-    def cell(label: str, correct: list[int]) -> dict:
-        return {
-            "label": label,
-            "checkpoint": label,
-            "benchmark": "b",
-            "kind": "accuracy",
-            "weights_sha256": "0" * 64,
-            "details": {},
-            "data": {"correct": correct},
-        }
+def accuracy_cell(label: str, correct: list[int], **details) -> dict:
+    return {
+        "label": label,
+        "checkpoint": label,
+        "benchmark": "b",
+        "kind": "accuracy",
+        "weights_sha256": "0" * 64,
+        "details": details,
+        "data": {"correct": correct},
+    }
 
+
+def test_differences_are_paired(tmp_path: Path) -> None:
     base = [1, 0] * 200
-    cells = [cell("base", base), cell("better", [1, 1, 1, 1, *base[4:]]), cell("same", base)]
+    labels = {"base": base, "better": [1, 1, 1, 1, *base[4:]], "same": base}
+    cells = [accuracy_cell(label, correct) for label, correct in labels.items()]
     write_report(cells, tmp_path, n_resamples=200)
     report = json.loads((tmp_path / "report.json").read_text())
     better, same = report["differences"]
     assert better["difference"] == pytest.approx(0.5)
     assert same["interval"] == [0, 0]
     assert better["smallest_detectable"] < report["scores"][0]["smallest_detectable_difference"] / 5
+
+
+def test_only_scores_of_the_same_images_are_subtracted(checkpoints: list[Path], tmp_path: Path) -> None:
+    """A head that lacks a class is measured on fewer images."""
+    twin = biaslab.validation(32)
+    fewer = save_backbone(tmp_path / "fewer", 3, CLASSES[1:])
+    cells = []
+    for label, folder in (("whole", checkpoints[0]), ("fewer", fewer), ("again", checkpoints[1])):
+        backbone = backbones.load_backbone(folder, "cpu")
+        measured = benchmarks.class_accuracy(backbone, twin, benchmarks.Run())
+        cells.append({**accuracy_cell(label, []), **measured})
+    assert cells[1]["details"]["images_of_other_classes"] == 2
+    text = write_report(cells, tmp_path, n_resamples=20).read_text(encoding="utf-8")
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [row["label"] for row in report["differences"]] == ["again"]
+    assert "that images differ: fewer on b." in text
+    with pytest.raises(UserError, match="the checkpoints of whole know different classes of b"):
+        write_report([{**cell, "label": "whole"} for cell in cells], tmp_path, n_resamples=20)
 
 
 @pytest.mark.parametrize(
