@@ -29,6 +29,7 @@ class Backbone:
         transform: a PIL image in RGB to what `features` and `logits` take.
         transform_key: says all that the transform does.
         weights_sha256: of the names and values of all weights.
+        architecture_sha256: of what the weights do not say: activations, pooling, the number of heads.
         class_names: of the head's classes; None where the checkpoint does not say.
         num_classes: of the head; 0 without one.
         device: where it runs.
@@ -40,6 +41,7 @@ class Backbone:
     transform: Callable[[Image.Image], Tensor]
     transform_key: str
     weights_sha256: str
+    architecture_sha256: str
     class_names: tuple[str, ...] | None
     num_classes: int
     device: torch.device
@@ -143,6 +145,7 @@ def from_timm(model: Any, name: str, device: torch.device) -> Backbone:
         transform,
         str(transform),
         _weights_sha256(model),
+        _architecture_sha256(model, repr([(name, _plain_settings(part)) for name, part in model.named_modules()])),
         tuple(label_names) if label_names and len(label_names) == model.num_classes else None,
         model.num_classes,
         device,
@@ -184,6 +187,7 @@ def _from_transformers(source: str, name: str, device: torch.device) -> Backbone
         _Processor(processor),
         processor.to_json_string(),
         _weights_sha256(model),
+        _architecture_sha256(model, config.to_json_string()),
         tuple(labels) if labels and labels[0] != "LABEL_0" else None,
         num_classes,
         device,
@@ -262,3 +266,12 @@ def _weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _architecture_sha256(model: nn.Module, settings: str) -> str:
+    return hashlib.sha256(f"{model!r}\n{settings}".encode()).hexdigest()
+
+
+def _plain_settings(module: nn.Module) -> dict[str, bool | int | float | str]:
+    """A timm module's own settings, of which its repr leaves out some: a ViT's `global_pool`, its number of heads."""
+    return {name: value for name, value in sorted(vars(module).items()) if isinstance(value, bool | int | float | str)}

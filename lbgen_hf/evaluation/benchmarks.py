@@ -28,6 +28,9 @@ from lbgen_hf.evaluation.transfer import (
     load_validation_images,
 )
 
+# Raised when a benchmark measures in another way: cells of an earlier version are measured again.
+PROTOCOL = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import Backbone, check_backbone, load_backbone
-from lbgen_hf.evaluation.benchmarks import Benchmark, Run, parse_benchmarks
+from lbgen_hf.evaluation.benchmarks import PROTOCOL, Benchmark, Run, parse_benchmarks
 from lbgen_hf.evaluation.features import Progress
 from lbgen_hf.evaluation.images import LabelledImages
 from lbgen_hf.evaluation.report import write_report
@@ -105,11 +105,13 @@ def _measure(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict:
-    """The cell, measured now or by an earlier run of the same weights, classes, transform and images."""
+    """The cell, measured now or by an earlier run of the same backbone, images and protocol."""
     identity = {
         "benchmark": benchmark.name,
         "kind": benchmark.kind,
+        "protocol": PROTOCOL,
         "weights_sha256": backbone.weights_sha256,
+        "architecture_sha256": backbone.architecture_sha256,
         "transform": backbone.transform_key,
         "classes": _hash(backbone.class_names),
         "images": _fingerprints(images),

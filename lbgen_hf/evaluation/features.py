@@ -1,6 +1,7 @@
 """Features and logits of a frozen backbone, computed once and kept as safetensors.
 
-The key of a kept file is made of the weights, the transform, the split's images and their order, and what was computed.
+The key of a kept file is made of the weights, the architecture, the transform, the split's images and their order, and
+what was computed.
 """
 
 import hashlib
@@ -92,6 +93,7 @@ def cached(backbone: Backbone, images: LabelledImages, kind: Kind, cache: Path |
         return compute(backbone, images, kind, **options)
     key = {
         "weights": backbone.weights_sha256,
+        "architecture": backbone.architecture_sha256,
         "transform": backbone.transform_key,
         "images": images.fingerprint,
         "kind": kind,

@@ -155,6 +155,26 @@ def test_outputs_are_computed_once_for_each_weights_transform_and_split(
     assert len(computed) == 5
 
 
+@pytest.mark.parametrize("setting", [{"act_layer": "quick_gelu"}, {"global_pool": "max"}, {"num_heads": 1}])
+def test_architectures_with_the_same_weights_are_told_apart(
+    setting: dict, images: RenderedImages, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3, img_size=64, global_pool="avg")
+    found = []
+    for name, changes in (("given", {}), ("changed", setting), ("copy", {})):
+        save_for_hf(model, tmp_path / name, safe_serialization=True)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config["model_args"] |= changes
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        backbone = load_backbone(tmp_path / name, "cpu")
+        found.append((backbone, features.cached(backbone, images, "features", tmp_path / "cache")))
+    assert len({backbone.weights_sha256 for backbone, _ in found}) == 1
+    assert not torch.allclose(found[1][1], found[0][1])
+    assert found[2][0].architecture_sha256 == found[0][0].architecture_sha256
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_classes_of_imagenet_heads(timm_folder: Path) -> None:
     import dataclasses
 
