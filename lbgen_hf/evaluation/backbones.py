@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Backbone:
         logits: images to logits (B, C); None without a head.
         transform: a PIL image in RGB to what `features` and `logits` take.
         transform_key: says all that the transform does.
-        weights_sha256: of the names and values of all weights.
+        weights_sha256: of the names and values of all weights that the checkpoint has.
         architecture_sha256: of what the weights do not say: activations, pooling, the number of heads.
         class_names: of the head's classes; None where the checkpoint does not say.
         num_classes: of the head; 0 without one.
@@ -173,20 +173,20 @@ def _from_transformers(source: str, name: str, device: torch.device) -> Backbone
         processor = AutoImageProcessor.from_pretrained(source)
     except Exception as error:
         raise UserError(f"transformers cannot load {name}: {first_line(error)[:300]}") from error
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    untrained = set(info["missing_keys"])  # random, so neither used nor hashed
+    missing = sorted(key for key in untrained if has_head or "pooler" not in key)
     if missing:
         raise UserError(f"the weights of {name} lack {len(missing)} of its architecture's, {missing[0]} among them")
     model.requires_grad_(False).eval().to(device)
     num_classes = config.num_labels if has_head else 0
     labels = [config.id2label[i] for i in range(num_classes)] if has_head else []
-    untrained_pooler = any("pooler" in key for key in info["missing_keys"])
     return Backbone(
         name,
-        _transformers_features(model, num_classes, use_pooler=not untrained_pooler),
+        _transformers_features(model, num_classes, use_pooler=not untrained),
         (lambda images: model(pixel_values=images).logits) if has_head else None,
         _Processor(processor),
         processor.to_json_string(),
-        _weights_sha256(model),
+        _weights_sha256(model, untrained),
         _architecture_sha256(model, config.to_json_string()),
         tuple(labels) if labels and labels[0] != "LABEL_0" else None,
         num_classes,
@@ -260,9 +260,9 @@ def imagenet_ids(backbone: Backbone) -> list[int]:
     )
 
 
-def _weights_sha256(model: nn.Module) -> str:
+def _weights_sha256(model: nn.Module, without: Collection[str] = ()) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted((name, value) for name, value in model.state_dict().items() if name not in without):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -78,6 +78,7 @@ def test_transformers_folders(tmp_path: Path, images: RenderedImages) -> None:
     with torch.inference_mode():
         expected = model(pixel_values=batch).last_hidden_state[:, 0]
     torch.testing.assert_close(features.compute(backbone, images, "features"), expected)
+    assert load_backbone(tmp_path / "vit", "cpu").weights_sha256 == backbone.weights_sha256  # the pooler is random
     with pytest.raises(UserError, match="has no classification head"):
         features.compute(backbone, images, "logits")
 
