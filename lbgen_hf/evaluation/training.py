@@ -6,6 +6,7 @@ the very bytes of an uninterrupted one.
 """
 
 import abc
+import contextlib
 import copy
 import datetime
 import json
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.seeded_batches import Batches, derived_seed, seed_everything
 from lbgen_hf.evaluation.training_config import TrainingConfig
-from lbgen_hf.files import require_writable
+from lbgen_hf.files import locked, require_writable
 from lbgen_hf.fine_tuning.checkpoints import (
     Journal,
     find_checkpoint,
@@ -140,8 +141,13 @@ class Training(abc.ABC, Generic[Config]):
             The last row of metrics.jsonl.
 
         Raises:
-            UserError: an image cannot be read, the loss is not finite, or the checkpoint is of another run.
+            UserError: another process writes to the folder, an image cannot be read, the loss is not finite, or the
+                checkpoint is of another run.
         """
+        with locked(self.config.output_dir) if self._is_main else contextlib.nullcontext():
+            return self._train()
+
+    def _train(self) -> dict[str, Any]:
         first_step = self._resume()
         journal = Journal(self.config.output_dir / "metrics.jsonl", first_step) if self._is_main else None
         loader = self._make_loader(

@@ -31,7 +31,7 @@ from lbgen_hf.evaluation.pretraining_config import PretrainingConfig, parse_conf
 from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader
 from lbgen_hf.evaluation.seeded_batches import Batches
 from lbgen_hf.evaluation.training import learning_rate
-from lbgen_hf.files import sha256_of
+from lbgen_hf.files import locked, sha256_of
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("disc", "square", "star")
@@ -237,6 +237,14 @@ def test_another_run_cannot_be_resumed(image_data: Path, tmp_path: Path) -> None
     Pretraining(PretrainingConfig(**options | {"mixed_precision": "no"})).train()  # what accelerate had said
     with pytest.raises(UserError, match="has done 2 steps, more than the 1 that were asked for"):
         Pretraining(PretrainingConfig(**options | {"max_train_steps": 1})).train()
+
+
+def test_a_folder_has_one_writer(image_data: Path, tmp_path: Path) -> None:
+    run = Pretraining(PretrainingConfig(data=str(image_data), output_dir=tmp_path, **FAST, max_train_steps=1))
+    with locked(tmp_path), pytest.raises(UserError, match="another process is writing to"):
+        run.train()
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert run.train()["step"] == 1
 
 
 @pytest.fixture
