@@ -114,7 +114,7 @@ def _measure(
         "architecture_sha256": backbone.architecture_sha256,
         "transform": backbone.transform_key,
         "classes": _hash(backbone.class_names),
-        "images": _fingerprints(images),
+        "images": _cache_keys(images),
         "world": benchmark.world,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -128,13 +128,13 @@ def _measure(
     return {**measured, "label": checkpoint.label, "checkpoint": checkpoint.path, "cell": f"cells/{path.name}"}
 
 
-def _fingerprints(loaded: Any) -> list[str]:
+def _cache_keys(loaded: Any) -> list[str]:
     """Of all the splits that a benchmark loaded, and of what else it says of them."""
     if isinstance(loaded, LabelledImages):
-        return [loaded.fingerprint]
+        return [loaded.cache_key]
     if dataclasses.is_dataclass(loaded):
         loaded = [getattr(loaded, field.name) for field in dataclasses.fields(loaded)]
-    return [part.fingerprint if isinstance(part, LabelledImages) else _hash(part) for part in loaded]
+    return [part.cache_key if isinstance(part, LabelledImages) else _hash(part) for part in loaded]
 
 
 def _hash(value: object) -> str:

@@ -95,7 +95,7 @@ def cached(backbone: Backbone, images: LabelledImages, kind: Kind, cache: Path |
         "weights": backbone.weights_sha256,
         "architecture": backbone.architecture_sha256,
         "transform": backbone.transform_key,
-        "images": images.fingerprint,
+        "images": images.cache_key,
         "kind": kind,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

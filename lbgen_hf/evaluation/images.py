@@ -27,13 +27,16 @@ class LabelledImages:
     Attributes:
         labels: (n,) class ids.
         class_names: the name of each class.
-        fingerprint: changes with the images, their order or their labels; part of the key of cached features.
+        fingerprint: changes with the images, their order or their labels; of files, with their names and sizes, so that
+            training resumes on a copy of them.
+        cache_key: as `fingerprint`, but of files with their times too: those of an uncompressed format have one size.
     """
 
     def __init__(self, labels: ArrayLike, class_names: Sequence[str], content: str) -> None:
         self.labels: NDArray[np.int64] = np.asarray(labels, dtype=np.int64)
         self.class_names = tuple(class_names)
         self.fingerprint = hashlib.sha256(content.encode(errors="surrogateescape") + self.labels.tobytes()).hexdigest()
+        self.cache_key = self.fingerprint
         if not len(self.labels):
             raise UserError(f"there are no images in {self.describe()}")
 
@@ -83,8 +86,11 @@ class ImageFiles(LabelledImages):
         for path in self.paths:
             if not path.is_file():
                 raise UserError(f"the image {path} is missing")
-        content = "\n".join(f"{path.relative_to(root)} {path.stat().st_size}" for path in self.paths)
-        super().__init__(labels, class_names, content)
+        stats = [path.stat() for path in self.paths]
+        listing = zip(self.paths, stats, strict=True)
+        super().__init__(labels, class_names, "\n".join(f"{p.relative_to(root)} {s.st_size}" for p, s in listing))
+        times = " ".join(str(stat.st_mtime_ns) for stat in stats)
+        self.cache_key = hashlib.sha256(f"{self.fingerprint} {times}".encode()).hexdigest()
 
     def _open(self, index: int) -> Image.Image:
         return Image.open(self.paths[index])

@@ -1,8 +1,6 @@
 """What detection and segmentation share: the pyramid of a pre-trained backbone's features, and shares of the images."""
 
-import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +61,6 @@ def _timm_name(checkpoint: str) -> str:
 def share_of(num_images: int, fraction: float) -> Indices:
     """Sorted indices of a share of the images, at least one; a smaller share's images are among a larger's."""
     return np.sort(shuffled(np.arange(num_images), SPLIT_SEED)[: max(1, round(fraction * num_images))])
-
-
-def listing_hash(paths: Sequence[Path]) -> str:
-    """The SHA-256 of the names and sizes of files."""
-    listing = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
-    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
 
 
 def read_image(path: Path) -> Image.Image:

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import from_timm
 from lbgen_hf.evaluation.benchmarks import Run, class_accuracy
-from lbgen_hf.evaluation.images import LabelledImages
 from lbgen_hf.evaluation.pretraining_card import PUBLISHED, write_card
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader
@@ -56,8 +55,7 @@ class Pretraining(Training[PretrainingConfig]):
 
     @property
     def _fingerprint(self) -> str:
-        images = self.data.train
-        return images.fingerprint if isinstance(images, LabelledImages) else str(images.num_images)
+        return self.data.train.fingerprint
 
     def _make_model(self) -> nn.Module:
         return make_model(self.config, self.data.class_names)

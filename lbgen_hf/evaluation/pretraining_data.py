@@ -20,7 +20,7 @@ from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.seeded_batches import Batches, WithErrors, derived_seed, seed_everything, seeded_loader
 from lbgen_hf.evaluation.splits import stratified_split
 from lbgen_hf.evaluation.transfer import columns_of, load_training_images
-from lbgen_hf.files import BROKEN_IMAGE
+from lbgen_hf.files import BROKEN_IMAGE, listing_hash
 
 _SHUFFLE_BUFFER = 10_000
 
@@ -34,6 +34,7 @@ class Stream:
         image_column, label_column: of the rows.
         num_images: an epoch.
         class_names: of all classes.
+        fingerprint: changes with the names and sizes of the shards; of a repo, with the number of images.
     """
 
     rows: Any
@@ -41,6 +42,7 @@ class Stream:
     label_column: str
     num_images: int
     class_names: tuple[str, ...]
+    fingerprint: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +94,15 @@ def _hub_stream(config: PretrainingConfig) -> Stream:
     known = splits["train"].num_examples if "train" in splits else None
     num_images = _epoch(known, config)
     rows = rows.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
-    return Stream(rows, image, label, num_images, tuple(features[label].names))
+    return Stream(rows, image, label, num_images, tuple(features[label].names), str(num_images))
 
 
 def _webdataset(folder: Path, config: PretrainingConfig) -> Stream:
     import datasets
 
-    tars = sorted(str(path) for path in folder.glob("*.tar"))
-    rows = datasets.load_dataset("webdataset", data_files={"train": tars}, split="train", streaming=True)
+    tars = sorted(folder.glob("*.tar"))
+    shards = {"train": [str(path) for path in tars]}
+    rows = datasets.load_dataset("webdataset", data_files=shards, split="train", streaming=True)
     found = rows.column_names or list(next(iter(rows)))
     image = next((name for name in ("jpg", "jpeg", "png", "webp") if name in found), None)
     if image is None or "cls" not in found:
@@ -107,7 +110,8 @@ def _webdataset(folder: Path, config: PretrainingConfig) -> Stream:
     if config.class_names is None:
         raise UserError(f"the tars of {folder} do not name their classes: give --class_names")
     rows = rows.select_columns([image, "cls"]).cast_column(image, datasets.Image(decode=False))
-    return Stream(rows, image, "cls", _epoch(None, config), load_class_names(config.class_names).names)
+    class_names = load_class_names(config.class_names).names
+    return Stream(rows, image, "cls", _epoch(None, config), class_names, listing_hash(tars))
 
 
 def _epoch(known: int | None, config: PretrainingConfig) -> int:

@@ -99,7 +99,7 @@ class Training(abc.ABC, Generic[Config]):
     @property
     @abc.abstractmethod
     def _fingerprint(self) -> str:
-        """Changes with the training images."""
+        """Changes with the training images, as far as their files' names and sizes tell."""
 
     @abc.abstractmethod
     def _make_model(self) -> nn.Module:

@@ -1,6 +1,7 @@
 """Backbones of both libraries, their cached outputs, and what is wrong with a checkpoint, in one line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -205,6 +206,21 @@ def test_bad_checkpoints(timm_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are not of the architecture 'test_vit'") as caught:
         load_backbone(other, "cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_made_again_are_computed_again(timm_folder: Path, tmp_path: Path) -> None:
+    """Bitmaps of one resolution have one size; a copy trains on, so its fingerprint is the same."""
+    backbone = load_backbone(timm_folder, "cpu")
+    path = tmp_path / "images" / "a" / "0.bmp"
+    path.parent.mkdir(parents=True)
+    found = []
+    for brightness in (0, 200):
+        Image.new("RGB", (64, 64), (brightness, 0, 0)).save(path)
+        os.utime(path, ns=(brightness, brightness))
+        images = image_folder(tmp_path / "images")
+        found.append((images.fingerprint, features.cached(backbone, images, "features", tmp_path / "cache")))
+    assert found[0][0] == found[1][0]
+    assert not torch.equal(found[0][1], found[1][1])
 
 
 def test_an_unreadable_image_is_named(timm_folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -339,6 +340,21 @@ def test_streams_resume_at_any_step(kind: str, tmp_path: Path) -> None:
     assert torch.equal(seen(data.train, batches, 13, 20, workers=2), whole[13 * 4 :])
     labels = torch.cat([y for _, y in make_loader(data.train, batches, brightness_and_noise, 0, 10, 0)])
     assert torch.equal(labels, whole[:40, 0].long() % 2)
+
+
+def test_other_tars_are_another_stream(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    folder = make_tars(tmp_path / "tars")
+    shutil.copytree(folder, tmp_path / "copy")
+
+    def fingerprint(folder: Path) -> str:
+        options = {"images_per_epoch": 40, "class_names": str(tmp_path / "names.txt")}
+        return load_training_data(PretrainingConfig(data=str(folder), **options)).train.fingerprint
+
+    before = fingerprint(folder)
+    assert fingerprint(tmp_path / "copy") == before  # a run resumes on it
+    (folder / "train-1.tar").rename(folder / "train-2.tar")
+    assert fingerprint(folder) != before
 
 
 def test_a_stream_that_is_shorter_than_its_epoch_says_so(tmp_path: Path) -> None:
