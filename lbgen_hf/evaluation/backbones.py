@@ -243,8 +243,10 @@ def imagenet_ids(backbone: Backbone) -> list[int]:
     are imagenet-100's, in the order of their wnids.
 
     Raises:
-        UserError: the head is no ImageNet classifier.
+        UserError: there is no head, or it is no ImageNet classifier.
     """
+    if backbone.logits is None:
+        raise UserError(f"{backbone.name} has no classification head, which this benchmark needs")
     imagenet = load_class_names("imagenet-1k")
     for known in (imagenet.wnids, imagenet.names):
         ids = {name: i for i, name in enumerate(known)}

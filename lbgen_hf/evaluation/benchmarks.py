@@ -62,6 +62,7 @@ class Benchmark:
         load: reads or renders the images; raises `UserError` where they are not as expected.
         measure: backbone, loaded images and run to a cell's `data` and `details`.
         world: biaslab's version and hash, for its twins.
+        check: raises `UserError` where the backbone's head is not what `measure` needs; before anything is computed.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Benchmark:
     load: Callable[[], Any]
     measure: Callable[[Backbone, Any, Run], dict]
     world: dict | None = None
+    check: Callable[[Backbone, Any], object] = lambda backbone, loaded: None
 
 
 def parse_benchmarks(specs: Sequence[str]) -> list[Benchmark]:
@@ -103,7 +105,7 @@ def parse_benchmarks(specs: Sequence[str]) -> list[Benchmark]:
 
 def class_accuracy(backbone: Backbone, images: LabelledImages, run: Run) -> dict:
     """Top-1 over the head's classes, on the images of these classes; which ones these are is in `kept_images`."""
-    columns = _head_columns(backbone, images.class_names)
+    columns = _head_columns(backbone, images)
     known = torch.tensor([column is not None for column in columns])[torch.from_numpy(images.labels)]
     if not known.all():
         images = images.subset(known.nonzero()[:, 0].numpy())
@@ -115,12 +117,13 @@ def class_accuracy(backbone: Backbone, images: LabelledImages, run: Run) -> dict
     }
 
 
-def _head_columns(backbone: Backbone, class_names: Sequence[str]) -> list[int | None]:
+def _head_columns(backbone: Backbone, images: LabelledImages) -> list[int | None]:
     """The head's column of each class of a benchmark, by name or by wnid.
 
     Raises:
-        UserError: the head knows none of them.
+        UserError: there is no head, or it knows none of them.
     """
+    class_names = images.class_names
     columns: list[int | None]
     if backbone.class_names and set(class_names) & set(backbone.class_names):
         names = list(backbone.class_names)
@@ -190,56 +193,80 @@ def _labels(images: LabelledImages) -> torch.Tensor:
 # --- bias, on the public benchmarks
 
 
+def _head_ids(backbone: Backbone, benchmark: public.PublicBenchmark) -> list[int]:
+    """The ImageNet-1k id of each class of the head.
+
+    Raises:
+        UserError: there is no head of ImageNet's classes, or it has no class of some category.
+    """
+    head_ids = imagenet_ids(backbone)
+    public.columns_of_categories(benchmark.imagenet_ids, head_ids)
+    return head_ids
+
+
 def _public_cue_conflict(backbone: Backbone, benchmark: public.PublicBenchmark, run: Run) -> dict:
-    logits = run.logits(backbone, benchmark.images)
-    decisions = public.category_decisions(logits, benchmark.imagenet_ids, imagenet_ids(backbone))
+    head_ids = _head_ids(backbone, benchmark)
+    decisions = public.category_decisions(run.logits(backbone, benchmark.images), benchmark.imagenet_ids, head_ids)
     return _cells(predictions=decisions, references=benchmark.images.labels, textures=benchmark.cues)
 
 
 def _public_focus(backbone: Backbone, benchmark: public.PublicBenchmark, run: Run) -> dict:
-    logits = run.logits(backbone, benchmark.images)
-    decisions = public.mapped_decisions(logits, benchmark.imagenet_ids, imagenet_ids(backbone))
+    decisions = _mapped_decisions(backbone, benchmark, run)
     return _cells(predictions=decisions, references=benchmark.images.labels, num_uncommon=benchmark.cues)
 
 
 def _public_imagenet_9(backbone: Backbone, benchmark: public.PublicBenchmark, run: Run) -> dict:
-    logits = run.logits(backbone, benchmark.images)
-    decisions = public.mapped_decisions(logits, benchmark.imagenet_ids, imagenet_ids(backbone))
+    decisions = _mapped_decisions(backbone, benchmark, run)
     return _cells(predictions=decisions, references=benchmark.images.labels, partitions=benchmark.cues)
+
+
+def _mapped_decisions(backbone: Backbone, benchmark: public.PublicBenchmark, run: Run) -> torch.Tensor:
+    head_ids = _head_ids(backbone, benchmark)
+    return public.mapped_decisions(run.logits(backbone, benchmark.images), benchmark.imagenet_ids, head_ids)
 
 
 # --- bias, on biaslab's twins
 
 
-def _class_predictions(backbone: Backbone, images: LabelledImages, run: Run) -> torch.Tensor:
-    """Predicted ids in the benchmark's classes; -1 for a class of the head that the benchmark has not.
+def _twin_columns(backbone: Backbone, twin: biaslab.CueConflict | biaslab.Backgrounds | tuple) -> list[int]:
+    """The head's column of each class of a twin.
 
     Raises:
-        UserError: the head lacks a class of the benchmark.
+        UserError: there is no head, or it lacks a class of the benchmark.
     """
-    columns = _head_columns(backbone, images.class_names)
+    images = twin[0] if isinstance(twin, tuple) else twin.images
+    columns = _head_columns(backbone, images)
     missing = [name for name, column in zip(images.class_names, columns, strict=True) if column is None]
     if missing:
         raise UserError(f"{backbone.name} lacks {len(missing)} of the {len(columns)} classes, {missing[0]!r} first")
+    return [column for column in columns if column is not None]
+
+
+def _class_predictions(
+    backbone: Backbone, twin: biaslab.CueConflict | biaslab.Backgrounds | tuple, run: Run
+) -> torch.Tensor:
+    """Predicted ids in the benchmark's classes; -1 for a class of the head that the benchmark has not."""
+    columns = _twin_columns(backbone, twin)
+    images = twin[0] if isinstance(twin, tuple) else twin.images
     of_column = torch.full((backbone.num_classes,), -1)
     of_column[torch.tensor(columns)] = torch.arange(len(columns))
     return of_column[run.logits(backbone, images).argmax(1)]
 
 
 def _twin_cue_conflict(backbone: Backbone, twin: biaslab.CueConflict, run: Run) -> dict:
-    predictions, shapes, textures = twin.decisions(_class_predictions(backbone, twin.images, run))
+    predictions, shapes, textures = twin.decisions(_class_predictions(backbone, twin, run))
     return _cells(predictions=predictions, references=shapes, textures=textures)
 
 
 def _twin_contexts(backbone: Backbone, twin: tuple, run: Run) -> dict:
     images, num_uncommon = twin
     return _cells(
-        predictions=_class_predictions(backbone, images, run), references=images.labels, num_uncommon=num_uncommon
+        predictions=_class_predictions(backbone, twin, run), references=images.labels, num_uncommon=num_uncommon
     )
 
 
 def _twin_backgrounds(backbone: Backbone, twin: biaslab.Backgrounds, run: Run) -> dict:
-    predictions = _class_predictions(backbone, twin.images, run).tolist()
+    predictions = _class_predictions(backbone, twin, run).tolist()
     labels = twin.images.labels.tolist()
     measured = [i for i, name in enumerate(twin.partitions) if name != "recomposed"]
     control = [i for i, name in enumerate(twin.partitions) if name == "recomposed"]
@@ -282,12 +309,18 @@ def _any(source: str, few_shot: bool) -> list[Benchmark]:
 
 
 def _public(name: str, kind: str, load: Callable, measure: Callable) -> Callable[[str], list[Benchmark]]:
-    return lambda source: [Benchmark(name, kind, functools.partial(load, Path(source)), measure)]
+    return lambda source: [Benchmark(name, kind, functools.partial(load, Path(source)), measure, None, _head_ids)]
 
 
 _WITH_SOURCE: dict[str, Callable[[str], list[Benchmark]]] = {
     "validation": lambda source: [
-        Benchmark("validation", "accuracy", functools.partial(load_validation_images, source), class_accuracy),
+        Benchmark(
+            "validation",
+            "accuracy",
+            functools.partial(load_validation_images, source),
+            class_accuracy,
+            check=_head_columns,
+        ),
     ],
     "transfer": functools.partial(_paper_datasets, few_shot=False),
     "few-shot": functools.partial(_paper_datasets, few_shot=True),
@@ -305,19 +338,25 @@ _WITH_SOURCE: dict[str, Callable[[str], list[Benchmark]]] = {
 }
 
 
-def _twin(name: str, kind: str, load: Callable, measure: Callable) -> Callable[[], Benchmark]:
-    return lambda: Benchmark(name, kind, load, measure, biaslab.world())
+def _twin(name: str, kind: str, load: Callable, measure: Callable, **options: Any) -> Callable[[], Benchmark]:
+    return lambda: Benchmark(name, kind, load, measure, biaslab.world(), **options)
 
 
 _novel_classes = functools.cache(biaslab.novel_classes)
 
 _BIASLAB: dict[str, Callable[[], Any]] = {
-    "biaslab-validation": _twin("biaslab-validation", "accuracy", biaslab.validation, class_accuracy),
-    "biaslab-cue-conflict": _twin(
-        "biaslab-cue-conflict", "texture_inclination", biaslab.cue_conflict, _twin_cue_conflict
+    "biaslab-validation": _twin(
+        "biaslab-validation", "accuracy", biaslab.validation, class_accuracy, check=_head_columns
     ),
-    "biaslab-contexts": _twin("biaslab-contexts", "context_bias", biaslab.contexts, _twin_contexts),
-    "biaslab-backgrounds": _twin("biaslab-backgrounds", "background_gap", biaslab.backgrounds, _twin_backgrounds),
+    "biaslab-cue-conflict": _twin(
+        "biaslab-cue-conflict", "texture_inclination", biaslab.cue_conflict, _twin_cue_conflict, check=_twin_columns
+    ),
+    "biaslab-contexts": _twin(
+        "biaslab-contexts", "context_bias", biaslab.contexts, _twin_contexts, check=_twin_columns
+    ),
+    "biaslab-backgrounds": _twin(
+        "biaslab-backgrounds", "background_gap", biaslab.backgrounds, _twin_backgrounds, check=_twin_columns
+    ),
     "biaslab-novel": _twin("biaslab-novel", "transfer", _novel_classes, _transfer),
     **{
         f"biaslab-novel-few-shot-{fraction:g}": _twin(

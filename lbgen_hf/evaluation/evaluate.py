@@ -78,7 +78,7 @@ def evaluate(
 
     Raises:
         UserError: a checkpoint or a benchmark is not as it must be; names and configs are checked before any benchmark
-            is read, and the benchmarks before any model is loaded.
+            is read, the benchmarks before any model is loaded, and a model's head before any image is shown to it.
     """
     chosen = parse_checkpoints(checkpoints)
     wanted = parse_benchmarks(benchmarks)
@@ -91,6 +91,8 @@ def evaluate(
         cells = []
         for checkpoint in chosen:
             backbone = load_backbone(checkpoint.path, device)
+            for benchmark, images in loaded:
+                benchmark.check(backbone, images)
             for benchmark, images in loaded:
                 cells.append(_measure(checkpoint, backbone, benchmark, images, run, out / "cells", say))
         return write_report(cells, out, confidence_level=confidence_level, n_resamples=n_resamples, seed=seed)

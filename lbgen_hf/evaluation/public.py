@@ -30,12 +30,12 @@ class PublicBenchmark:
         images: labelled by class; in Cue Conflict by the shape's.
         cues: (n,) what else is known of each image: the texture's class id, the number of uncommon attributes, or the
             name of its partition.
-        imagenet_ids: the ImageNet-1k ids of each class.
+        imagenet_ids: the ImageNet-1k ids of each class, by its name.
     """
 
     images: ImageFiles
     cues: list
-    imagenet_ids: tuple[tuple[int, ...], ...]
+    imagenet_ids: Mapping[str, Sequence[int]]
 
 
 def cue_conflict(folder: Path, num_images: int = 1280, num_ids: int = 207) -> PublicBenchmark:
@@ -64,45 +64,45 @@ def cue_conflict(folder: Path, num_images: int = 1280, num_ids: int = 207) -> Pu
             f"expected {num_images} images named such as airplane/airplane1-bicycle2.png in {folder}, "
             f"found {len(paths)}"
         )
-    return PublicBenchmark(ImageFiles(paths, shapes, classes, folder), textures, tuple(ids[name] for name in classes))
+    return PublicBenchmark(ImageFiles(paths, shapes, classes, folder), textures, {name: ids[name] for name in classes})
 
 
-def category_decisions(logits: Tensor, imagenet_ids: Sequence[Sequence[int]], head_ids: Sequence[int]) -> Tensor:
+def category_decisions(logits: Tensor, imagenet_ids: Mapping[str, Sequence[int]], head_ids: Sequence[int]) -> Tensor:
     """Decisions among categories: the one whose ImageNet classes have the highest mean probability.
 
     Args:
         logits: (n, C).
-        imagenet_ids: of each category.
+        imagenet_ids: of each category, by its name; a decision is its place.
         head_ids: the ImageNet id of each of the C classes.
 
     Raises:
         UserError: the head has no class of some category.
     """
-    columns = _columns_of_categories(imagenet_ids, head_ids)
+    columns = columns_of_categories(imagenet_ids, head_ids)
     probabilities = logits.double().softmax(1)
     means = [probabilities[:, of_category].mean(1) for of_category in columns]
     return torch.stack(means, 1).argmax(1)
 
 
-def mapped_decisions(logits: Tensor, imagenet_ids: Sequence[Sequence[int]], head_ids: Sequence[int]) -> Tensor:
+def mapped_decisions(logits: Tensor, imagenet_ids: Mapping[str, Sequence[int]], head_ids: Sequence[int]) -> Tensor:
     """Decisions among categories: the argmax over all classes, then its category; -1 where it belongs to none.
 
     Args and raises as `category_decisions`.
     """
-    _columns_of_categories(imagenet_ids, head_ids)
-    category = {i: k for k, ids in enumerate(imagenet_ids) for i in ids}
+    columns_of_categories(imagenet_ids, head_ids)
+    category = {i: k for k, ids in enumerate(imagenet_ids.values()) for i in ids}
     of_column = torch.tensor([category.get(i, -1) for i in head_ids])
     return of_column[logits.argmax(1)]
 
 
-def _columns_of_categories(imagenet_ids: Sequence[Sequence[int]], head_ids: Sequence[int]) -> list[list[int]]:
-    """The head's columns that belong to each category; without any it would be wrong on all of that category."""
+def columns_of_categories(imagenet_ids: Mapping[str, Sequence[int]], head_ids: Sequence[int]) -> list[list[int]]:
+    """The head's columns that belong to each category; args and raises as `category_decisions`."""
     columns = {imagenet_id: column for column, imagenet_id in enumerate(head_ids)}
-    found = [[columns[i] for i in ids if i in columns] for ids in imagenet_ids]
-    for k, of_category in enumerate(found):
-        if not of_category:
-            raise UserError(f"the classifier knows no class of category {k}, so it cannot decide for it")
-    return found
+    found = {name: [columns[i] for i in ids if i in columns] for name, ids in imagenet_ids.items()}
+    for name, of_category in found.items():
+        if not of_category:  # it would be wrong on all of that category
+            raise UserError(f"the classifier knows no class of the category {name!r}, so it cannot decide for it")
+    return list(found.values())
 
 
 def focus(folder: Path, num_ids: int = 226) -> PublicBenchmark:
@@ -139,7 +139,7 @@ def focus(folder: Path, num_ids: int = 226) -> PublicBenchmark:
         labels.append(list(categories).index(category))
         num_uncommon.append(sum(uncommon))
     images = ImageFiles(paths, labels, list(categories), folder)
-    return PublicBenchmark(images, num_uncommon, tuple(ids[name] for name in categories))
+    return PublicBenchmark(images, num_uncommon, ids)
 
 
 def imagenet_9(folder: Path, images_per_partition: int = 4050, num_ids: int = 370) -> PublicBenchmark:
@@ -177,7 +177,8 @@ def imagenet_9(folder: Path, images_per_partition: int = 4050, num_ids: int = 37
         paths += [path for path, _ in found]
         labels += [label for _, label in found]
         partitions += [partition] * len(found)
-    return PublicBenchmark(ImageFiles(paths, labels, classes, folder), partitions, tuple(ids.values()))
+    by_name = dict(zip(classes, ids.values(), strict=True))
+    return PublicBenchmark(ImageFiles(paths, labels, classes, folder), partitions, by_name)
 
 
 def _find(folder: Path, name: str) -> Path:

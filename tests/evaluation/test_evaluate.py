@@ -1,5 +1,6 @@
 """`lbgen evaluate` from end to end, on a small untrained backbone and small twins."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def small_twins(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, load in sizes.items():
         made = benchmarks._BIASLAB[name]()
-        changed = benchmarks.Benchmark(name, made.kind, load, made.measure, made.world)
+        changed = dataclasses.replace(made, load=load)
         monkeypatch.setitem(benchmarks._BIASLAB, name, lambda changed=changed: changed)
     monkeypatch.setattr(benchmarks, "select_c", lambda *a, **k: select_quickly(*a, **k))
 
@@ -219,14 +220,20 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_classifier_of_other_classes_is_refused(checkpoints: list[Path], small_twins: None, tmp_path: Path) -> None:
+def test_an_unsuitable_head_is_refused_before_any_image_is_shown(
+    checkpoints: list[Path], small_twins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "compute", None)
+    headless = save_backbone(tmp_path / "headless", 0, [])
     folder = tmp_path / "other"
     shutil.copytree(checkpoints[0], folder)
     config = json.loads((folder / "config.json").read_text())
     config["label_names"] = [f"class {i}" for i in range(len(CLASSES))]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="classes that are not ImageNet's"):
-        evaluate([str(folder)], ["biaslab-cue-conflict"], tmp_path / "out", device="cpu")
+    for checkpoint, message in ((folder, "classes that are not ImageNet's"), (headless, "has no classification head")):
+        for name in ("validation", "cue-conflict", "contexts", "backgrounds"):
+            with pytest.raises(UserError, match=message):
+                evaluate([str(checkpoint)], ["biaslab-novel", f"biaslab-{name}"], tmp_path / "out", device="cpu")
 
 
 def test_checkpoints() -> None:

@@ -36,7 +36,7 @@ def test_cue_conflict(cue_conflict: Path) -> None:
     benchmark = public.cue_conflict(cue_conflict, num_images=4, num_ids=32)
     assert benchmark.images.labels.tolist() == [0, 0, 1, 3]
     assert benchmark.cues == [1, 2, 0, 3]
-    assert benchmark.imagenet_ids[2] == (20, 21)
+    assert benchmark.imagenet_ids["cc"] == (20, 21)
 
 
 def test_cue_conflicts_counts_are_checked(cue_conflict: Path) -> None:
@@ -54,17 +54,18 @@ def test_cue_conflicts_counts_are_checked(cue_conflict: Path) -> None:
 def test_category_decisions_are_by_mean_probability() -> None:
     """A category of two classes at 0.3 loses to one of a single class at 0.4."""
     logits = torch.tensor([[0.3, 0.3, 0.4]]).log()
-    assert public.category_decisions(logits, [(5, 6), (7,)], [5, 6, 7]).tolist() == [1]
-    assert public.category_decisions(logits, [(5, 6), (7,)], [7, 6, 5]).tolist() == [0]  # another order of the head
-    with pytest.raises(UserError, match="knows no class of category 1"):
-        public.category_decisions(logits, [(5, 6), (9,)], [5, 6, 7])
+    assert public.category_decisions(logits, {"a": (5, 6), "b": (7,)}, [5, 6, 7]).tolist() == [1]
+    another_order = public.category_decisions(logits, {"a": (5, 6), "b": (7,)}, [7, 6, 5])
+    assert another_order.tolist() == [0]
+    with pytest.raises(UserError, match="knows no class of the category 'dog'"):
+        public.category_decisions(logits, {"a": (5, 6), "dog": (9,)}, [5, 6, 7])
 
 
 def test_mapped_decisions_are_the_argmax_of_all_classes() -> None:
     logits = torch.eye(4)
-    assert public.mapped_decisions(logits, [(10, 12), (11,)], [10, 11, 12, 13]).tolist() == [0, 1, 0, -1]
-    with pytest.raises(UserError, match="knows no class of category 1"):  # of which all images would be wrong
-        public.mapped_decisions(logits, [(10, 12), (99,)], [10, 11, 12, 13])
+    assert public.mapped_decisions(logits, {"a": (10, 12), "b": (11,)}, [10, 11, 12, 13]).tolist() == [0, 1, 0, -1]
+    with pytest.raises(UserError, match="knows no class of the category 'dog'"):  # of which all images would be wrong
+        public.mapped_decisions(logits, {"a": (10, 12), "dog": (99,)}, [10, 11, 12, 13])
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_focus(focus: Path) -> None:
         path.relative_to(focus).as_posix(): k for path, k in zip(benchmark.images.paths, benchmark.cues, strict=True)
     }
     assert found == {"cat/1.jpg": 0, "cat/2.jpg": 2, "frog/1.jpg": 2, "dog/1.jpg": 3}
-    assert benchmark.imagenet_ids[4] == (8, 9)
+    assert benchmark.imagenet_ids["cat"] == (8, 9)
     assert [benchmark.images.class_names[label] for label in benchmark.images.labels] == ["cat", "cat", "dog", "frog"]
 
 
@@ -134,7 +135,7 @@ def test_imagenet_9(imagenet_9: Path) -> None:
     benchmark = public.imagenet_9(imagenet_9, images_per_partition=9, num_ids=18)
     assert benchmark.cues == [name for name in public.IN9_PARTITIONS for _ in range(9)]
     assert benchmark.images.labels.tolist() == list(range(9)) * 3
-    assert benchmark.imagenet_ids[3] == (3, 13)
+    assert benchmark.imagenet_ids["03_class"] == (3, 13)
 
 
 def test_imagenet_9_in_the_wrong_shape(imagenet_9: Path) -> None:

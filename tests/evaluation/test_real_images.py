@@ -80,11 +80,12 @@ def test_it_recognizes_the_photographs(classifier: Backbone, logits: torch.Tenso
 
 def test_the_1000_classes_decide_for_categories(classifier: Backbone, logits: torch.Tensor) -> None:
     """Categories as in the bias benchmarks: those of the photographs, each with all its ids, and wolves."""
-    categories = [sorted(ids) for ids in PHOTOGRAPHS.values()] + [[269, 270, 271]]
+    categories = {name: sorted(ids) for name, ids in PHOTOGRAPHS.items()} | {"wolves": [269, 270, 271]}
     expected = list(range(len(PHOTOGRAPHS)))
     assert mapped_decisions(logits, categories, imagenet_ids(classifier)).tolist() == expected
     assert category_decisions(logits, categories, imagenet_ids(classifier)).tolist() == expected
-    assert mapped_decisions(logits, categories[1:], imagenet_ids(classifier))[0] == -1  # a cat is none of the others
+    others = dict(list(categories.items())[1:])
+    assert mapped_decisions(logits, others, imagenet_ids(classifier))[0] == -1  # a cat is none of the others
 
 
 def test_lbgen_evaluate_reads_class_folders_by_wnid(folder: Path, logits: torch.Tensor, tmp_path: Path) -> None:
