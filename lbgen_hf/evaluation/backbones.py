@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,8 +239,8 @@ def _input_of(head: nn.Linear, model: nn.Module) -> Callable[[Tensor], Tensor]:
 def imagenet_ids(backbone: Backbone) -> list[int]:
     """The ImageNet-1k id of each class of the head.
 
-    The names decide, as wnids or as `imagenet-1k`'s names; without known names, 1000 classes are ImageNet-1k's and 100
-    are imagenet-100's, in the order of their wnids.
+    The names decide, as wnids, as `imagenet-1k`'s names, or as WordNet's ("tench, Tinca tinca") in the order of their
+    wnids; without names, 1000 classes are ImageNet-1k's and 100 are imagenet-100's, in the order of their wnids.
 
     Raises:
         UserError: there is no head, or it is no ImageNet classifier.
@@ -252,7 +252,8 @@ def imagenet_ids(backbone: Backbone) -> list[int]:
         ids = {name: i for i, name in enumerate(known)}
         if backbone.class_names and all(name in ids for name in backbone.class_names):
             return [ids[name] for name in backbone.class_names]
-    if backbone.num_classes == len(imagenet):
+    names = backbone.class_names
+    if backbone.num_classes == len(imagenet) and (names is None or _are_wordnets(names)):
         return list(range(len(imagenet)))
     if backbone.num_classes == 100 and backbone.class_names is None:
         return [imagenet.wnids.index(wnid) for wnid in load_class_names("imagenet-100").wnids]
@@ -260,6 +261,18 @@ def imagenet_ids(backbone: Backbone) -> list[int]:
         f"{backbone.name} has {backbone.num_classes} classes that are not ImageNet's; this benchmark needs a "
         "classifier of ImageNet-1k's classes or of some of them"
     )
+
+
+def _are_wordnets(names: Sequence[str]) -> bool:
+    """Whether 1000 names are WordNet's of ImageNet-1k in order, but for a few that are spelled in another way."""
+    from timm.data import ImageNetInfo
+
+    def synonyms(name: str) -> set[str]:
+        return {synonym.strip().lower() for synonym in name.replace("_", " ").split(",")}
+
+    descriptions = ImageNetInfo("imagenet-1k").label_descriptions()
+    known = [bool(synonyms(name) & synonyms(own)) for name, own in zip(names, descriptions, strict=True)]
+    return sum(known) >= 0.9 * len(known)
 
 
 def _weights_sha256(model: nn.Module, without: Collection[str] = ()) -> str:

@@ -12,6 +12,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
@@ -186,6 +187,13 @@ def test_classes_of_imagenet_heads(timm_folder: Path) -> None:
     named = dataclasses.replace(backbone, class_names=("n01443537", "n01440764"), num_classes=2)
     assert imagenet_ids(named) == [1, 0]
     assert imagenet_ids(dataclasses.replace(backbone, class_names=None, num_classes=1000)) == list(range(1000))
+    wordnets = ImageNetInfo("imagenet-1k").label_descriptions()
+    firsts = [name.split(",")[0].replace(" ", "_") for name in wordnets]
+    for names in (wordnets, firsts):
+        assert imagenet_ids(dataclasses.replace(backbone, class_names=tuple(names), num_classes=1000))[1] == 1
+    for names in ([f"species {i}" for i in range(1000)], wordnets[::-1]):
+        with pytest.raises(UserError, match="has 1000 classes that are not ImageNet's"):
+            imagenet_ids(dataclasses.replace(backbone, class_names=tuple(names), num_classes=1000))
     hundred = imagenet_ids(dataclasses.replace(backbone, class_names=None, num_classes=100))
     assert len(set(hundred)) == 100
     assert hundred == sorted(hundred)
