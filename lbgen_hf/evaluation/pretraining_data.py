@@ -4,7 +4,8 @@ import collections
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Iterator
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,35 @@ def _hub_stream(config: PretrainingConfig) -> Stream:
 def _webdataset(folder: Path, config: PretrainingConfig) -> Stream:
     import datasets
 
+    if config.class_names is None:
+        raise UserError(f"the tars of {folder} do not name their classes: give --class_names")
     tars = sorted(folder.glob("*.tar"))
     shards = {"train": [str(path) for path in tars]}
-    rows = datasets.load_dataset("webdataset", data_files=shards, split="train", streaming=True)
-    found = rows.column_names or list(next(iter(rows)))
+    try:
+        rows = datasets.load_dataset("webdataset", data_files=shards, split="train", streaming=True)
+        found = rows.column_names or list(next(iter(rows)))
+    except _stream_errors() as error:
+        raise UserError(f"cannot read the tars of {folder}: {first_line(error)}") from error
     image = next((name for name in ("jpg", "jpeg", "png", "webp") if name in found), None)
     if image is None or "cls" not in found:
         raise UserError(f"the tars of {folder} must hold images and .cls files; they hold {', '.join(found)}")
-    if config.class_names is None:
-        raise UserError(f"the tars of {folder} do not name their classes: give --class_names")
     rows = rows.select_columns([image, "cls"]).cast_column(image, datasets.Image(decode=False))
     class_names = load_class_names(config.class_names).names
     return Stream(rows, image, "cls", _epoch(None, config), class_names, listing_hash(tars))
+
+
+def _stream_errors() -> tuple[type[Exception], ...]:
+    """What reading a stream raises where its shards are damaged, or are not there."""
+    from datasets.exceptions import DatasetsError
+
+    return tarfile.TarError, OSError, EOFError, ValueError, IndexError, DatasetsError
+
+
+def _rows_or_message(rows: Iterable[dict]) -> Iterator[dict | str]:
+    try:
+        yield from rows
+    except _stream_errors() as error:
+        yield f"cannot read the stream: {first_line(error)}"
 
 
 def _epoch(known: int | None, config: PretrainingConfig) -> int:
@@ -153,7 +171,7 @@ def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 
 
 class _StreamOrder(Sampler):
-    """Micro-batches of (row, seed of its augmentation), or of the message that the stream is too short.
+    """Micro-batches of (row, seed of its augmentation), or of the message that the stream is too short or damaged.
 
     The rows are read in the main process, which hands them to the loader's: a `datasets.IterableDataset` that is read
     in these gives each its own shards, so the order would depend on their number. They are shuffled through a buffer
@@ -170,10 +188,13 @@ class _StreamOrder(Sampler):
             for epoch, places in self.batches.places(step):
                 if epoch != row_epoch:
                     seed = derived_seed(self.batches.seed, "order", epoch)
-                    rows = iter(self.stream.rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER))
+                    rows = _rows_or_message(self.stream.rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER))
                     row_epoch, next_place = epoch, 0
                 count, kept = 0, collections.deque(maxlen=len(places))
                 for row in itertools.islice(rows, places.stop - next_place):
+                    if isinstance(row, str):
+                        yield [(row, 0)]
+                        return
                     count += 1
                     kept.append(row)
                 if count < places.stop - next_place:
@@ -196,11 +217,14 @@ class _Decoded(Dataset):
         row, seed = key
         if isinstance(row, str):
             return row
-        cell = row[self.stream.image_column]
+        cell, label = row[self.stream.image_column] or {}, row[self.stream.label_column]
+        num_classes = len(self.stream.class_names)
+        if label not in range(num_classes):
+            return f"the label {label} of the stream's image {cell.get('path')} is not one of 0 to {num_classes - 1}"
         try:
-            content = read_encoded(cell["path"] if cell["bytes"] is None else cell["bytes"])
+            content = read_encoded(cell.get("path") if cell.get("bytes") is None else cell["bytes"])
             image = Image.open(io.BytesIO(content)).convert("RGB")
         except (*BROKEN_IMAGE, TypeError) as error:
             return f"cannot read the image {cell.get('path')} of the stream: {first_line(error)}"
         seed_everything(seed)
-        return self.transform(image), int(row[self.stream.label_column])
+        return self.transform(image), label

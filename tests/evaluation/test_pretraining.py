@@ -296,7 +296,7 @@ def make_parquet(folder: Path) -> Path:
     return folder
 
 
-def make_tars(folder: Path) -> Path:
+def make_tars(folder: Path, first_label: bytes = b"0") -> Path:
     import io
     import tarfile
 
@@ -306,7 +306,8 @@ def make_tars(folder: Path) -> Path:
             for i in range(20 * shard, 20 * shard + 20):
                 stream = io.BytesIO()
                 Image.fromarray(np.full((4, 4, 3), i, dtype=np.uint8)).save(stream, "png")
-                for name, content in ((f"{i:03d}.png", stream.getvalue()), (f"{i:03d}.cls", str(i % 2).encode())):
+                label = str(i % 2).encode() if i else first_label
+                for name, content in ((f"{i:03d}.png", stream.getvalue()), (f"{i:03d}.cls", label)):
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -364,6 +365,38 @@ def test_a_stream_that_is_shorter_than_its_epoch_says_so(tmp_path: Path) -> None
     *whole, last = make_loader(data.train, batches, brightness_and_noise, 0, 12, 2)
     assert len(whole) == 10
     assert last == "the stream ended after 40 images of 50; give --images_per_epoch"
+
+
+def message_of(folder: Path, names: Path) -> str | None:
+    """What is wrong with the tars of a folder: on opening them, or in their first epoch."""
+    try:
+        data = load_training_data(PretrainingConfig(data=str(folder), images_per_epoch=40, class_names=str(names)))
+    except UserError as error:
+        return str(error)
+    batches = make_loader(data.train, Batches(40, 40, 1, 1, 0, seed=0), brightness_and_noise, 0, 1, 0)
+    return next((batch for batch in batches if isinstance(batch, str)), None)
+
+
+def test_bad_tars_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    whole = make_tars(tmp_path / "whole")
+    assert message_of(whole, names) is None
+    found = message_of(make_tars(tmp_path / "one-based", b"2"), names)
+    assert found == "the label 2 of the stream's image 000.png is not one of 0 to 1"
+    assert "cannot read the tars of" in message_of(make_tars(tmp_path / "words", b"cat"), names)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+        assert "cannot read the image 0" in message_of(whole, names)
+    content = (whole / "train-1.tar").read_bytes()
+    for kept in (0, 700, len(content) // 4):
+        for shard in ("train-0.tar", "train-1.tar"):
+            damaged = tmp_path / f"{kept}-{shard}"
+            shutil.copytree(whole, damaged)
+            (damaged / shard).write_bytes(content[:kept])
+            found = message_of(damaged, names)
+            assert found, (kept, shard)
+            assert "\n" not in found
 
 
 def test_streams_that_do_not_say_enough(tmp_path: Path) -> None:
