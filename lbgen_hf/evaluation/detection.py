@@ -6,6 +6,7 @@ The batch norms of the backbone keep their statistics, as usual with few images 
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,13 +66,30 @@ class CocoSplit:
             for annotation in self.content["annotations"]:
                 self.annotations[annotation["image_id"]].append(annotation)
             used = {annotation["category_id"] for annotation in self.content["annotations"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for place, annotation in enumerate(self.content["annotations"]):
+                annotation.setdefault("id", f"number {place}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path} does not hold COCO's annotations: {type(error).__name__} {error}") from error
         if not used <= set(self.category_ids):
             unknown = min(used - set(self.category_ids))
             raise UserError(f"{self.path} annotates the category {unknown}, which is not among its categories")
         if not self.records:
             raise UserError(f"there are no images in {self.path}")
+        for record in self.records:
+            self._check(record)
+
+    def _check(self, record: dict) -> None:
+        """Check an image and its annotations before hours are spent on others; only training reads the outlines."""
+        if not (isinstance(record.get("file_name"), str) and _are_numbers(_size(record), 2) and min(_size(record)) > 0):
+            raise UserError(f"the image {record['id']} in {self.path} must have a file_name, a width and a height")
+        for annotation in self.annotations[record["id"]]:
+            wrong = None
+            if not _are_numbers(annotation.get("bbox"), 4):
+                wrong = "a bbox of 4 numbers"
+            elif self.split == "train" and is_object(annotation) and not _is_outline(annotation, record):
+                wrong = "a segmentation: polygons, or runs of the image's size"
+            if wrong:
+                raise UserError(f"the annotation {annotation['id']} in {self.path} must have {wrong}")
 
     def image(self, record: dict) -> Image.Image:
         return read_image(self.root / f"{self.split}2017" / record["file_name"]).convert("RGB")
@@ -96,6 +114,30 @@ class CocoSplit:
 def is_object(annotation: dict) -> bool:
     """Whether an annotation is trained on: no crowd, and a box of at least a pixel."""
     return not annotation.get("iscrowd") and min(annotation["bbox"][2:]) >= 1
+
+
+def _size(record: dict) -> list:
+    return [record.get("height"), record.get("width")]
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
+
+
+def _is_outline(annotation: dict, record: dict) -> bool:
+    """Whether an annotation has polygons of at least three corners each, or run lengths of the image's size."""
+    outline = annotation.get("segmentation")
+    if isinstance(outline, dict):
+        return outline.get("size") == _size(record) and isinstance(outline.get("counts"), str | list)
+    return (
+        isinstance(outline, list)
+        and len(outline) > 0
+        and all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 and _are_numbers(p, len(p)) for p in outline)
+    )
 
 
 class Detection(Training[DetectionConfig]):

@@ -288,6 +288,21 @@ def test_augmentation_keeps_image_and_labels_together() -> None:
         (lambda root: (root / "train2017" / f"{0:012d}.png").write_bytes(b"no"), r"cannot read the image .*0\.png"),
         (lambda root: edit(root, lambda content: content["categories"].pop()), "annotates the category 16"),
         (lambda root: edit(root, lambda content: content["images"].clear()), "there are no images"),
+        *(
+            (lambda root, name=name, value=value: change_first(root, "annotations", name, value), message)
+            for name, value, message in (
+                ("bbox", None, r"annotation 1 in .*train2017\.json must have a bbox of 4 numbers"),
+                ("bbox", [1, 2, 3], "must have a bbox of 4 numbers"),
+                ("segmentation", None, "annotation 1 in .* must have a segmentation"),
+                ("segmentation", [], "must have a segmentation"),
+                ("segmentation", [[1, 2, 3, 4]], "must have a segmentation"),
+                ("segmentation", {"size": [1, 1], "counts": "1"}, "must have a segmentation"),
+            )
+        ),
+        *(
+            (lambda root, name=name: change_first(root, "images", name, None), "image 0 in .* must have a file_name")
+            for name in ("file_name", "width", "height")
+        ),
         (lambda root: edit(root, lambda content: content["annotations"].clear()), "has an object"),
     ],
 )
@@ -297,6 +312,17 @@ def test_bad_coco_folders(change, message: str, backbone: Path, tmp_path: Path) 
     change(tmp_path / "coco")
     with pytest.raises(UserError, match=message):
         detection(backbone, tmp_path / "coco", tmp_path / "out", train_batch_size=16).train()
+
+
+def change_first(root: Path, kind: str, name: str, value: object) -> None:
+    """Change a value of the first image or annotation, or remove it by None."""
+
+    def change(content: dict) -> None:
+        row = content[kind][0]
+        row.pop(name)
+        row |= {} if value is None else {name: value}
+
+    edit(root, change)
 
 
 def edit(root: Path, change) -> None:
