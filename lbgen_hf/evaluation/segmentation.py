@@ -133,7 +133,7 @@ def make_segmenter(config: SegmentationConfig, class_names: list[str]) -> tuple[
     Its heads have random weights.
 
     Raises:
-        UserError: the backbone cannot be loaded.
+        UserError: the backbone cannot be loaded, or made from its architecture's name alone, as transformers does.
     """
     from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
@@ -156,6 +156,11 @@ def make_segmenter(config: SegmentationConfig, class_names: list[str]) -> tuple[
             label2id={name: i for i, name in enumerate(class_names)},
         )
     )
+    if repr(model.backbone._backbone) != repr(features):
+        raise UserError(
+            f"{config.backbone} is not made as its architecture's name says: transformers, which makes the segmenter, "
+            "cannot take the model_args of its config.json"
+        )
     try:
         model.backbone._backbone.load_state_dict(features.state_dict())
     except RuntimeError as error:

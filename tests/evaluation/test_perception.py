@@ -378,6 +378,16 @@ def test_bad_backbones(tmp_path: Path) -> None:
         load_features(str(tmp_path))
 
 
+def test_a_backbone_with_arguments_of_its_own_is_not_made_without_them(
+    coco: Path, ade20k: Path, tmp_path: Path
+) -> None:
+    model = timm.create_model("test_resnet", num_classes=16, act_layer="silu")
+    save_for_hf(model, tmp_path / "b", safe_serialization=True)
+    assert "SiLU" in repr(detection(tmp_path / "b", coco, tmp_path / "d").raw_model.backbone.body)
+    with pytest.raises(UserError, match=r"cannot take the model_args of its config\.json"):
+        segmentation(tmp_path / "b", ade20k, tmp_path / "s")
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
