@@ -23,6 +23,7 @@ from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader
 from lbgen_hf.evaluation.statistics import accuracy
 from lbgen_hf.evaluation.training import Training
 from lbgen_hf.evaluation.transfer import load_validation_images
+from lbgen_hf.files import write_into
 from lbgen_hf.hub import create_model_repo, upload_model
 
 logger = logging.getLogger(__name__)
@@ -94,8 +95,12 @@ class Pretraining(Training[PretrainingConfig]):
 
     def _finish(self, rows: list[dict[str, Any]]) -> None:
         out = self.config.output_dir
-        self._save(out)
-        write_card(out, self.config, self.data, rows, self.repo_id)
+
+        def write(folder: Path) -> None:
+            self._save(folder)
+            write_card(folder, self.config, self.data, rows, self.repo_id)
+
+        write_into(out, write)
         logger.info("The backbone is in %s: timm.create_model('local-dir:%s', pretrained=True) loads it", out, out)
         if self.repo_id:
             logger.info("published: %s", upload_model(out, self.repo_id, PUBLISHED))

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.seeded_batches import Batches, derived_seed, seed_everything
 from lbgen_hf.evaluation.training_config import TrainingConfig
-from lbgen_hf.files import locked, require_writable
+from lbgen_hf.files import locked, require_writable, write_into
 from lbgen_hf.fine_tuning.checkpoints import (
     Journal,
     find_checkpoint,
@@ -123,7 +123,7 @@ class Training(abc.ABC, Generic[Config]):
 
     def _finish(self, rows: list[dict[str, Any]]) -> None:
         """Write the result of a run that is done; `rows` are those of metrics.jsonl."""
-        self._save(self.config.output_dir)
+        write_into(self.config.output_dir, self._save)
 
     @property
     def raw_model(self) -> nn.Module:

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation import training
+from lbgen_hf.evaluation import pretraining, training
 from lbgen_hf.evaluation.backbones import load_backbone
 from lbgen_hf.evaluation.images import RenderedImages, image_folder
 from lbgen_hf.evaluation.pretraining import Pretraining, make_model
@@ -238,6 +238,17 @@ def test_another_run_cannot_be_resumed(image_data: Path, tmp_path: Path) -> None
     Pretraining(PretrainingConfig(**options | {"mixed_precision": "no"})).train()  # what accelerate had said
     with pytest.raises(UserError, match="has done 2 steps, more than the 1 that were asked for"):
         Pretraining(PretrainingConfig(**options | {"max_train_steps": 1})).train()
+
+
+def test_a_result_is_whole_or_not_there(image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args) -> None:
+        raise KeyboardInterrupt
+
+    run = Pretraining(PretrainingConfig(data=str(image_data), output_dir=tmp_path, **FAST, max_train_steps=1))
+    monkeypatch.setattr(pretraining, "write_card", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"checkpoint-1", "metrics.jsonl"}
 
 
 def test_a_folder_has_one_writer(image_data: Path, tmp_path: Path) -> None:
