@@ -242,7 +242,7 @@ def _score_shards(
         raise UserError(f"{folder} has parquet files, but not one row")
     scorers = {path: (footers[path][0].metadata or {}).get(SCORER_KEY) for path in shards}
     foreign = [path for path in shards if COLUMN in footers[path][0].names and scorers[path] is None]
-    if foreign and not (folder / RECORD).exists():  # in a generated dataset it is of the threshold, and can be made again
+    if foreign and not (folder / RECORD).exists():  # that of a generated dataset is its threshold's
         raise UserError(
             f"{foreign[0]} has a column {COLUMN} of another origin; rename it first, so that it is not lost"
         )
