@@ -233,7 +233,7 @@ def make_detector(config: DetectionConfig, num_classes: int) -> nn.Module:
             mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
             **config.detector_args,
         )
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"MaskRCNN does not take its arguments: {first_line(error)}") from error
 
 

@@ -87,5 +87,6 @@ class SegmentationConfig(PerceptionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("width", self.width, integer=True, at_least=2)
+        check_number("train_batch_size", self.train_batch_size, integer=True, at_least=2)  # for batch norm of 1 x 1
         check_number("min_scale", self.min_scale, above=0)
         check_number("max_scale", self.max_scale, at_least=self.min_scale)

@@ -105,7 +105,9 @@ class Segmentation(Training[SegmentationConfig]):
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = (tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch)
         with self.accelerator.autocast():
-            return self.model(pixel_values=images, labels=labels).loss
+            loss = self.model(pixel_values=images, labels=labels).loss
+        # A mean over no pixels is NaN; this 0 has gradients, of 0, which all processes wait for.
+        return loss if (labels != IGNORED).any() else loss.nan_to_num(0.0)
 
     @torch.inference_mode()
     def _measure(self, model: nn.Module) -> dict[str, Any]:

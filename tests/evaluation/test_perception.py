@@ -366,6 +366,19 @@ def test_unlabelled_pixels_are_ignored(tmp_path: Path) -> None:
     assert (np.array(labels)[1:] == numbers[1:] - 1).all()
 
 
+def test_crops_without_labels_teach_nothing(backbone: Path, ade20k: Path, tmp_path: Path) -> None:
+    run = segmentation(backbone, ade20k, tmp_path)
+    loss = run._loss((torch.randn(2, 3, 64, 64), torch.full((2, 64, 64), IGNORED)))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or (p.grad == 0).all() for p in run.raw_model.parameters())
+
+
+def test_arguments_that_maskrcnn_does_not_take(backbone: Path, coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="MaskRCNN does not take its arguments"):
+        detection(backbone, coco, tmp_path, model_args='{"num_classes": 5}')
+
+
 def test_bad_backbones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*config\.json"):
         load_features(str(tmp_path))
@@ -393,6 +406,7 @@ def test_a_backbone_with_arguments_of_its_own_is_not_made_without_them(
     [
         ("train_detection", [], "the following arguments are required: --data, --backbone"),
         ("train_detection", ["--backbone=b", "--data=d", "--fraction=0"], "fraction must be at most 1 and above 0"),
+        ("train_segmentation", ["--backbone=b", "--data=d", "--train_batch_size=1"], "train_batch_size must be"),
         ("train_segmentation", ["--backbone=b", "--data=/nowhere"], "expected images/training, annotations/training"),
     ],
 )
