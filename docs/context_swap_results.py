@@ -10,12 +10,25 @@ python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --images_per
 python training/biaslab/measure_downstream.py images/{base,{paper,context-swap}-{0,1,2}}.safetensors \
     --output tests/benchmarks/results/downstream.json
 python tests/benchmarks/training.py --alignments
+
+The same LoRAs of seed 0, and seeds 1 and 2 fine-tuned once more on another machine, with more images and all steps:
+
+python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --save_images images-again \
+    --output tests/benchmarks/results/alignments_again.json    # and once more with the second judge:
+python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --save_images images-again \
+    --judge second_judge --output tests/benchmarks/results/alignments_again_second_judge.json
 """
 
 from biaslab_results import curve_table
 from tables import RESULTS, describe_sampling, format_ratio, markdown_table, read_bias, read_results
 
 from lbgen_hf.biaslab.measure import format_interval
+
+
+def _with_blind(metric: str) -> tuple[str, ...]:
+    kind, _, attribute = metric.rpartition("_")
+    return (metric, f"mi_blind_{attribute}") if kind == "mi" else (metric,)
+
 
 METRICS = (
     "class_accuracy",
@@ -28,15 +41,22 @@ METRICS = (
     "quality",
     "distance_within_class",
 )
+# With what the first measurement has not: the base's information had its images been made plain at random.
+AGAIN_METRICS = tuple(name for metric in METRICS for name in _with_blind(metric))
 README_METRICS = (
     "class_accuracy",
-    *(f"{metric}_{name}" for name in ("background", "texture", "place") for metric in ("mi", "mi_marked", "entropy")),
+    *(
+        f"{metric}_{name}"
+        for name in ("background", "texture", "place")
+        for metric in ("mi", "mi_blind", "mi_marked", "entropy")
+    ),
     "plain_background",
     "hue_spread",
     "quality",
     "distance_within_class",
 )
 SECOND_METRICS = ("class_accuracy", *(f"mi_{name}" for name in ("background", "texture", "place")))
+LEAST_MARKED = 0.02  # the share of images below which nothing is said of those that are marked
 SHIPPED = ("paper-0", "context-swap-0")
 TESTS = ("unbiased", "cue_conflict", "says_context", "plain", "own_context")
 
@@ -46,22 +66,30 @@ def _signed(values: list[float]) -> str:
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values))
 
 
-def bias_table(metrics: tuple[str, ...], runs: tuple[str, ...] | None = None, judge: str = "") -> str:
+def _cell(rows: dict[str, dict], metric: str, which: str) -> str:
+    """A metric with its interval; a dash among marked images where nearly all are plain."""
+    _, of_marked, attribute = metric.partition("marked_")
+    if of_marked and rows[f"plain_{attribute}"][which][0] > 1 - LEAST_MARKED:
+        return "–"
+    return format_interval(rows[metric][which])
+
+
+def bias_table(metrics: tuple[str, ...], runs: tuple[str, ...] | None = None, measurement: str = "alignments") -> str:
     """One column a run, one line a metric.
 
     Args:
         metrics: those to show.
         runs: those to show; default: all.
-        judge: "_second_judge" for what the second judge sees.
+        measurement: the name of its raw results.
     """
-    options, measured = read_bias(RESULTS / f"alignments{judge}.json")
+    options, measured = read_bias(RESULTS / f"{measurement}.json")
     base = measured.pop("base")
     runs = runs or tuple(measured)
     rows = [
         [
             metric.replace("_", " "),
-            format_interval(base[metric]["base"]),
-            *(format_interval(measured[run][metric]["tuned"]) for run in runs),
+            "" if metric.startswith("mi_blind") else _cell(base, metric, "base"),
+            *(_cell(measured[run], metric, "tuned") for run in runs),
         ]
         for metric in metrics
     ]
@@ -111,7 +139,9 @@ def tables() -> dict[str, str]:
     return {
         "alignments": bias_table(METRICS),
         "curve": curve_table("context_swap_curve"),
-        "second": bias_table(SECOND_METRICS, judge="_second_judge"),
+        "second": bias_table(SECOND_METRICS, measurement="alignments_second_judge"),
+        "again": bias_table(AGAIN_METRICS, measurement="alignments_again"),
+        "again_second": bias_table(SECOND_METRICS, measurement="alignments_again_second_judge"),
         "downstream": downstream_table(),
         "gains": gains_table(),
         "cost": cost_table(),
@@ -119,8 +149,9 @@ def tables() -> dict[str, str]:
 
 
 def readme_tables() -> dict[str, str]:
-    return {"alignments": bias_table(README_METRICS, SHIPPED), "downstream": downstream_table()}
+    bias = bias_table(README_METRICS, SHIPPED, "alignments_again")
+    return {"alignments": bias, "downstream": downstream_table()}
 
 
 def card_tables() -> dict[str, str]:
-    return {"bias": bias_table(METRICS, SHIPPED)}
+    return {"bias": bias_table(AGAIN_METRICS, SHIPPED, "alignments_again")}
