@@ -40,6 +40,7 @@ def load_features(checkpoint: str) -> Any:
         )
     indices = [reductions.index(stride) for stride in STRIDES]
     try:
+        timm.create_model(name, pretrained=True)  # strict, as features alone are not: they may stay random
         return timm.create_model(name, pretrained=True, features_only=True, out_indices=indices)
     except Exception as error:
         raise UserError(f"timm cannot load the weights of {checkpoint}: {first_line(error)[:300]}") from error

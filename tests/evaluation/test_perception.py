@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import jaccard_score
 from timm.models import save_for_hf
 
@@ -387,6 +387,12 @@ def test_bad_backbones(tmp_path: Path) -> None:
         load_features(str(tmp_path))
     save_for_hf(timm.create_model("test_resnet", num_classes=2), tmp_path, safe_serialization=True)
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="timm cannot load the weights"):
+        load_features(str(tmp_path))
+    weights = timm.create_model("test_resnet", num_classes=2).state_dict()
+    save_file(
+        {name.replace("layer", "block"): value for name, value in weights.items()}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(UserError, match="timm cannot load the weights"):
         load_features(str(tmp_path))
 
