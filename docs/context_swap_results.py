@@ -7,8 +7,6 @@ python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --images_per
     --save_images images --output tests/benchmarks/results/alignments.json    # and once more with the second judge:
 python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --images_per_class 50 --num_inference_steps 25 \
     --save_images images --judge second_judge --output tests/benchmarks/results/alignments_second_judge.json
-python training/biaslab/measure_downstream.py images/{base,{paper,context-swap}-{0,1,2}}.safetensors \
-    --output tests/benchmarks/results/downstream.json
 python tests/benchmarks/training.py --alignments
 
 The same LoRAs of seed 0, and seeds 1 and 2 fine-tuned once more on another machine, with more images and all steps:
@@ -17,6 +15,8 @@ python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --save_image
     --output tests/benchmarks/results/alignments_again.json    # and once more with the second judge:
 python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --save_images images-again \
     --judge second_judge --output tests/benchmarks/results/alignments_again_second_judge.json
+python training/biaslab/measure_downstream.py images-again/{base,{paper,context-swap}-{0,1,2}}.safetensors \
+    --output tests/benchmarks/results/downstream.json
 """
 
 from biaslab_results import curve_table

@@ -92,7 +92,8 @@ def main(args: argparse.Namespace) -> None:
             images, labels, test_sets, range(args.num_seeds), lambda: bar.update(), steps=args.steps
         )
         for test, values in correct.items():
-            row = {"trained_on": name, "tested_on": test, "accuracy": mean_over_seeds(values)}
+            accuracy = [min(max(bound, 0.0), 1.0) for bound in mean_over_seeds(values)]
+            row = {"trained_on": name, "tested_on": test, "accuracy": accuracy}
             row["of_seeds"] = values.double().mean(1).tolist()
             row["above"] = {
                 other: mean_over_seeds(values.double() - of_other[test].double())  # paired by seed and scene
