@@ -35,10 +35,10 @@ def audit_tab(folders: Mapping[str, Path]) -> None:
             raise UserError("choose one of the datasets of this machine")
 
     @functools.cache
-    def page_of(name: str) -> str:
+    def page_of(name: str, number: int) -> str:
         """The audit's page, with the dataset's name in place of its path, which is nobody's business."""
         try:
-            found = audit(folders[name], max_images=sample_size(folders[name]))
+            found = audit(folders[name], max_images=number)
         except UserError as error:
             raise UserError(str(error).replace(str(folders[name]), name)) from error
         return make_page(dataclasses.replace(found, sample=dataclasses.replace(found.sample, name=name)))
@@ -49,7 +49,7 @@ def audit_tab(folders: Mapping[str, Path]) -> None:
             number = sample_size(folders[dataset])
             seconds = 10 * number // MAX_IMAGES
             yield status_line(f"Auditing {dataset}: up to {number:,} images, some {seconds} seconds", "running"), ""
-            page = page_of(dataset)
+            page = page_of(dataset, number)
         except UserError as error:
             yield status_line(str(error), "error"), ""
         else:

@@ -296,7 +296,9 @@ class Studio:
         hidden = output.nsfw_content_detected or [False] * len(seeds)
         columns = zip(decoded, seeds, clip_scores, qualities, hidden, strict=True)
         return [
-            GeneratedImage(image, label, seed, True, *((None, None, True) if is_hidden else (clip, quality)))
+            GeneratedImage(image, label, seed, True, hidden=True)
+            if is_hidden
+            else GeneratedImage(image, label, seed, True, clip, quality)
             for image, seed, clip, quality, is_hidden in columns
         ]
 

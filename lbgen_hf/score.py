@@ -206,12 +206,11 @@ def _unscored_rows(files: Iterable[str], rows: Mapping[str, Mapping[str, str]]) 
         files: paths in the folder.
         rows: of the table that is there. One without labels says that the folders are none.
     """
-    parents = {file: file.rpartition("/")[0] for file in files}
-    names = {parent.rpartition("/")[2] for parent in parents.values()}
+    parents = {file: file.rpartition("/")[0].rpartition("/")[2] for file in files}
     same_depth = len({file.count("/") for file in parents}) == 1
-    if not same_depth or len(names) < 2 or any("label" not in row for row in rows.values()):
+    if not same_depth or len(set(parents.values())) < 2 or any("label" not in row for row in rows.values()):
         return {file: {"file_name": file} for file in parents}
-    return {file: {"file_name": file, "label": parent.rpartition("/")[2]} for file, parent in parents.items()}
+    return {file: {"file_name": file, "label": parent} for file, parent in parents.items()}
 
 
 def _is_scored(row: dict[str, str], name: str) -> bool:

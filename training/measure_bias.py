@@ -10,7 +10,6 @@ All sample from the same noise. Intervals are 95 %, from a bootstrap over the im
 
 import argparse
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,7 @@ from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, report_errors
 from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.evaluation.observers import load_observers
-from lbgen_hf.files import require_output_file, require_writable, write_atomically
+from lbgen_hf.files import require_output_file, require_writable, sha256_of, write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 from lbgen_hf.shipped import LBGEN_TINY
 from lbgen_hf.synthesis.sample import inspect_model
@@ -125,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
             call = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
             return sample_images(pipe, CLASSES, args.images_per_class, args.seed, **call)
 
-        weights = hashlib.sha256((lora / LORA_FILE).read_bytes()).hexdigest() if lora else ""
+        weights = sha256_of(lora / LORA_FILE) if lora else ""
         path = args.save_images / f"{name}.safetensors" if args.save_images else None
         return judge_images(images_of(path, {**recipe, "lora": weights}, sample), CLASSES, **observers)
 

@@ -20,7 +20,7 @@ from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE
 from lbgen_hf.errors import UserError, first_line, report_errors
 from lbgen_hf.evaluation.biaslab import world
 from lbgen_hf.evaluation.observers import load_observers
-from lbgen_hf.files import require_output_file, write_atomically
+from lbgen_hf.files import BROKEN_IMAGE, require_output_file, write_atomically
 
 GRID_PADDING = 2  # torchvision's
 
@@ -33,7 +33,7 @@ def read_grid(path: Path) -> Tensor:
     """
     try:
         grid = pil_to_tensor(Image.open(path).convert("RGB")) / 255
-    except (OSError, SyntaxError) as error:
+    except BROKEN_IMAGE as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     pitch = IMAGE_SIZE + GRID_PADDING
     rows, columns = ((size - GRID_PADDING) // pitch for size in grid.shape[1:])

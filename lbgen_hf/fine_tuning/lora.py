@@ -1,8 +1,6 @@
 """The LoRA: put on a UNet, averaged over steps, saved for any diffusers."""
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
-from lbgen_hf.pipeline_lbgen import LORA_FILE
+from lbgen_hf.files import write_into
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -43,11 +41,13 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     layers = {name: value.detach().contiguous() for name, value in get_peft_model_state_dict(unet).items()}
     config = unet.peft_config["default"].to_dict()
     config["target_modules"] = sorted(config["target_modules"])
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        StableDiffusionPipeline.save_lora_weights(
-            temporary, unet_lora_layers=convert_state_dict_to_diffusers(layers), unet_lora_adapter_metadata=config
-        )
-        os.replace(Path(temporary) / LORA_FILE, folder / LORA_FILE)
+    layers = convert_state_dict_to_diffusers(layers)
+    write_into(
+        folder,
+        lambda temporary: StableDiffusionPipeline.save_lora_weights(
+            temporary, unet_lora_layers=layers, unet_lora_adapter_metadata=config
+        ),
+    )
 
 
 @contextlib.contextmanager
