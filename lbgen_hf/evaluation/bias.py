@@ -1,9 +1,11 @@
 """The paper's three measures of a classifier's bias, from its decisions alone (sec. 4.3).
 
-`*_estimates` give scores with their bootstrap replicates, for differences between checkpoints; `texture_inclination`,
-`context_bias` and `background_gap` give plain numbers, and are public as `lbgen_hf.metrics`.
+`*_estimates` give scores with their bootstrap replicates, for differences between checkpoints, NaN where the decisions
+leave one undefined; `texture_inclination`, `context_bias` and `background_gap` give plain numbers, and are public as
+`lbgen_hf.metrics`.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,13 +54,18 @@ def texture_inclination(
     estimates, counts = texture_inclination_estimates(
         predictions, references, textures, n_resamples=n_resamples, seed=seed
     )
+    if not counts["shape_decisions"] + counts["texture_decisions"]:
+        raise UserError(f"none of {counts['other_decisions']} decisions is for the shape's or the texture's class")
     return {**_with_intervals(estimates, ("texture_inclination",), confidence_level), **counts}
 
 
 def texture_inclination_estimates(
     predictions: ArrayLike, references: ArrayLike, textures: ArrayLike, *, n_resamples: int = 1000, seed: int = 0
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
-    """TI with its replicates, and the counts of decisions; arguments and errors as in `texture_inclination`."""
+    """TI with its replicates, and the counts of decisions; arguments and errors as in `texture_inclination`.
+
+    But without a decision for either cue TI is NaN.
+    """
     predictions, shapes, textures = _class_ids(predictions=predictions, references=references, textures=textures)
     conflict = shapes != textures
     predictions, shapes, textures = predictions[conflict], shapes[conflict], textures[conflict]
@@ -66,8 +73,6 @@ def texture_inclination_estimates(
         raise UserError("no image has a shape and a texture of different classes")
     decisions = np.select([predictions == shapes, predictions == textures], [_SHAPE, _TEXTURE], _OTHER)
     counts = np.bincount(decisions, minlength=3)
-    if counts[_OTHER] == len(decisions):
-        raise UserError(f"none of {len(decisions)} decisions is for the shape's or the texture's class")
 
     def inclination(counts: Counts) -> NDArray[np.float64]:
         return 100 * counts[..., _TEXTURE] / (counts[..., _SHAPE] + counts[..., _TEXTURE])
@@ -110,6 +115,8 @@ def context_bias(
     """
     check_number("confidence_level", confidence_level, above=0, below=1)
     estimates, sizes = context_bias_estimates(predictions, references, num_uncommon, n_resamples=n_resamples, seed=seed)
+    if not estimates["accuracy_p0"].value:
+        raise UserError(f"none of {sizes['n_p0']} images of P_0 is classified right, so no accuracy is relative to it")
     result = _with_intervals(estimates, ("cb_avg", "cb_12", "cb_macro"), confidence_level)
     return {**result, "context_bias_interval": result["cb_avg_interval"], **sizes}
 
@@ -117,7 +124,10 @@ def context_bias(
 def context_bias_estimates(
     predictions: ArrayLike, references: ArrayLike, num_uncommon: ArrayLike, *, n_resamples: int = 1000, seed: int = 0
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
-    """The scores of `context_bias` with their replicates, and the sizes of the partitions."""
+    """The scores of `context_bias` with their replicates, and the sizes of the partitions; errors as there.
+
+    But where nothing in P_0 is classified right, what is relative to it is NaN.
+    """
     predictions, references, num_uncommon = _class_ids(
         predictions=predictions, references=references, num_uncommon=num_uncommon
     )
@@ -129,8 +139,6 @@ def context_bias_estimates(
         found = ", ".join(f"P_{k} {size}" for k, size in enumerate(sizes))
         raise UserError(f"every partition needs images; found {found}")
     correct = predictions == references
-    if not correct[num_uncommon == 0].any():
-        raise UserError(f"none of {sizes[0]} images of P_0 is classified right, so no accuracy is relative to it")
 
     classes, class_index = np.unique(references, return_inverse=True)
     shape = (NUM_PARTITIONS, len(classes), 2)
@@ -183,8 +191,8 @@ def background_gap(
 
     Returns:
         `background_gap` in points with `background_gap_interval`; in %, `accuracy_mixed_same` and
-        `accuracy_mixed_rand`; with originals also `accuracy_original`, and `relative_gap` (the gap over it) with
-        `relative_gap_interval`. The counts `n_mixed_same`, `n_mixed_rand` and so on.
+        `accuracy_mixed_rand`; with originals also `accuracy_original` and, unless it is 0, `relative_gap` (the gap
+        over it) with `relative_gap_interval`. The counts `n_mixed_same`, `n_mixed_rand` and so on.
 
     Raises:
         UserError: Mixed-Same or Mixed-Rand is empty, a partition is unknown, or the lengths differ.
@@ -197,7 +205,10 @@ def background_gap(
 def background_gap_estimates(
     predictions: ArrayLike, references: ArrayLike, partitions: Sequence[str], *, n_resamples: int = 1000, seed: int = 0
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
-    """The scores of `background_gap` with their replicates, and the sizes of the partitions."""
+    """The scores of `background_gap` with their replicates, and the sizes of the partitions; errors as there.
+
+    Where no original is classified right, the relative gap is NaN.
+    """
     unknown = sorted(set(map(str, partitions)) - set(PARTITIONS))
     if unknown:
         raise UserError(f"unknown partition {unknown[0]!r}; choose from {', '.join(PARTITIONS)}")
@@ -222,8 +233,6 @@ def background_gap_estimates(
         **{f"accuracy_{PARTITIONS[k]}": lambda counts, k=k: accuracy_of(counts, k) for k in present},
     }
     if sizes[original]:
-        if not (predictions == references)[partition == original].any():
-            raise UserError(f"none of {sizes[original]} originals is classified right, so no gap is relative to it")
         statistics["relative_gap"] = lambda counts: 100 * gap(counts) / accuracy_of(counts, original)
     cells = 2 * partition + (predictions == references)
     estimates = estimate(statistics, cells, 2 * len(PARTITIONS), strata=partition, n_resamples=n_resamples, seed=seed)
@@ -231,9 +240,9 @@ def background_gap_estimates(
 
 
 def _with_intervals(estimates: dict[str, Estimate], names: Sequence[str], confidence_level: float) -> dict:
-    """The values of all estimates, and `NAME_interval` of the named ones."""
-    values = {name: value.value for name, value in estimates.items()}
-    intervals = {f"{name}_interval": estimates[name].interval(confidence_level) for name in names if name in estimates}
+    """The values of all estimates that are defined, and `NAME_interval` of the named ones."""
+    values = {name: found.value for name, found in estimates.items() if math.isfinite(found.value)}
+    intervals = {f"{name}_interval": estimates[name].interval(confidence_level) for name in names if name in values}
     return {**values, **intervals}
 
 

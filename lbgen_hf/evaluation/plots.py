@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def save_bars(results: Results, kinds: Iterable[str], names: Iterable[str], path: Path) -> Path | None:
-    """Bars with intervals, a panel for each unit; None where there are no such scores."""
+    """Bars with intervals, none where a score is undefined; None where there are no such scores."""
     keys = results.keys(kinds, names)
     if not keys:
         return None

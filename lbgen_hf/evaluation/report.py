@@ -2,10 +2,13 @@
 
 Checkpoints of one label are seeds of one recipe: their scores are averaged, resample by resample, so that an interval
 is over images; the spread over seeds stands beside it. Recipes are compared with the first one on the same resamples.
+
+A score that the decisions leave undefined, and what is made of it, is NaN; "-" in tables, null in report.json.
 """
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.plots import save_bars, save_c_curves, save_few_shot_curves
 from lbgen_hf.evaluation.scores import INFO, Scored, scores_of
-from lbgen_hf.evaluation.statistics import Estimate, mean, smallest_detectable_difference
+from lbgen_hf.evaluation.statistics import Estimate, finite_or_null, mean, smallest_detectable_difference
 from lbgen_hf.files import write_atomically
 
 MEAN_OF_DATASETS = "mean of the datasets"
@@ -94,7 +97,8 @@ def write_report(
         save_few_shot_curves(results, cells, plots / "few_shot.png"),
         save_c_curves(cells, plots / "c_curves.png"),
     ]
-    write_atomically(out / "report.json", json.dumps(_as_json(results, cells, scored), indent=1) + "\n")
+    report = finite_or_null(_as_json(results, cells, scored))
+    write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     path = out / "report.md"
     write_atomically(path, _as_markdown(results, cells, scored, [plot for plot in saved if plot], out))
     return path
@@ -155,7 +159,7 @@ def differences(results: Results) -> list[dict]:
                     "minus": first,
                     "difference": difference.value,
                     "interval": (low, high),
-                    "excludes_zero": not low <= 0 <= high,
+                    "excludes_zero": low > 0 or high < 0 if math.isfinite(difference.value) else None,
                     "smallest_detectable": smallest_detectable_difference(
                         difference.standard_error, paired=True, confidence_level=results.confidence_level
                     ),
@@ -200,7 +204,8 @@ def _as_markdown(results: Results, cells: list[dict], scored: list[Scored], plot
     sections = [
         "# Evaluation",
         f"Each score with its {percent} interval, a percentile bootstrap over images. Recipes with several seeds show "
-        "their mean; the interval is over images, the standard deviation over seeds is behind the plus-minus sign.",
+        "their mean; the interval is over images, the standard deviation over seeds is behind the plus-minus sign. "
+        'A score that the decisions leave undefined, as a ratio to no right answers, is "-"; so is a mean with it.',
         _table(results, "Accuracy", results.keys(["accuracy"])),
         _table(results, "Transfer: logistic regression", results.keys(["transfer"], ["accuracy"])),
         _table(results, "Transfer: nearest neighbours", results.keys(["transfer"], ["knn_accuracy"])),
@@ -234,9 +239,17 @@ def _title(name: str) -> str:
 
 
 def _cell(score: Score, confidence_level: float) -> str:
-    low, high = score.estimate.interval(confidence_level)
     spread = f" ± {np.std(score.per_seed, ddof=1):.1f}" if len(score.per_seed) > 1 else ""
-    return f"{score.estimate.value:.1f}{spread} [{low:.1f}, {high:.1f}]"
+    return _with_interval(score.estimate.value, score.estimate.interval(confidence_level), spread=spread)
+
+
+def _number(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.1f}" if math.isfinite(value) else "-"
+
+
+def _with_interval(value: float, interval: tuple[float, float], sign: str = "", spread: str = "") -> str:
+    low, high = (_number(bound, sign) for bound in interval)
+    return f"{_number(value, sign)}{spread} [{low}, {high}]" if math.isfinite(value) else "-"
 
 
 def _difference_table(results: Results) -> str:
@@ -244,8 +257,8 @@ def _difference_table(results: Results) -> str:
         [
             row["label"],
             f"{row['benchmark']}: {INFO[row['score']].title}",
-            f"{row['difference']:+.1f} [{row['interval'][0]:+.1f}, {row['interval'][1]:+.1f}]",
-            "yes" if row["excludes_zero"] else "no",
+            _with_interval(row["difference"], row["interval"], sign="+"),
+            {True: "yes", False: "no", None: "-"}[row["excludes_zero"]],
         ]
         for row in differences(results)
         if not INFO[row["score"]].detail
@@ -271,8 +284,8 @@ def _resolution(results: Results) -> str:
         unpaired = smallest_detectable_difference(
             score.estimate.standard_error, confidence_level=results.confidence_level
         )
-        seen = f"{paired[benchmark, name]:.1f}" if (benchmark, name) in paired else "-"
-        rows.append([f"{benchmark}: {INFO[name].title}", f"{unpaired:.1f}", seen])
+        seen = paired.get((benchmark, name), math.nan)
+        rows.append([f"{benchmark}: {INFO[name].title}", _number(unpaired), _number(seen)])
     text = (
         "The smallest true difference, in points, that a two-sided test would find with a power of 80 % at this number "
         "of images: of two independent recipes, and of the recipes here, paired by image. Differences between training "

@@ -52,7 +52,10 @@ class Scored:
 
 
 def scores_of(kind: str, data: dict, *, n_resamples: int = 1000, seed: int = 0) -> Scored:
-    """Score a cell's data; cells of the same images are resampled alike, so that differences are paired."""
+    """Score a cell's data; cells of the same images are resampled alike, so that differences are paired.
+
+    A score that the outcomes leave undefined, as a ratio to no right answers, is NaN.
+    """
     options = {"n_resamples": n_resamples, "seed": seed}
     if kind == "accuracy":
         return Scored({"accuracy": accuracy(data["correct"], **options)}, {"n": len(data["correct"])})

@@ -11,8 +11,10 @@ the same images are therefore resampled alike, and the replicates of their diffe
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,7 +33,7 @@ class Estimate:
     """A score with its bootstrap replicates.
 
     Attributes:
-        value: the score of all images.
+        value: the score of all images; NaN where they leave it undefined, as a ratio to nothing.
         replicates: (R,) the score of each resample; NaN where a resample leaves it undefined.
     """
 
@@ -43,14 +45,19 @@ class Estimate:
         return Estimate(self.value - other.value, self.replicates - other.replicates)
 
     def interval(self, confidence_level: float = 0.95) -> tuple[float, float]:
-        """The percentile bootstrap interval."""
+        """The percentile bootstrap interval; NaN where no resample has a score."""
         tail = (1 - confidence_level) / 2
-        low, high = np.nanquantile(self.replicates, [tail, 1 - tail])
+        low, high = np.quantile(self._defined, [tail, 1 - tail]) if len(self._defined) else (math.nan, math.nan)
         return float(low), float(high)
 
     @property
     def standard_error(self) -> float:
-        return float(np.nanstd(self.replicates, ddof=1))
+        """NaN where fewer than two resamples have a score."""
+        return float(np.std(self._defined, ddof=1)) if len(self._defined) > 1 else math.nan
+
+    @property
+    def _defined(self) -> NDArray[np.float64]:
+        return self.replicates[np.isfinite(self.replicates)]
 
 
 def estimate(
@@ -64,17 +71,29 @@ def estimate(
 ) -> dict[str, Estimate]:
     """Estimate statistics of cell counts, each a function from (..., num_cells) to (...), on the same resamples.
 
+    A statistic may be undefined: where it is not finite, its value or replicate is NaN.
     The other arguments and the errors are those of `resampled_counts`.
     """
     resampled = resampled_counts(cells, num_cells, strata=strata, n_resamples=n_resamples, seed=seed)
     observed = np.bincount(np.asarray(cells, dtype=np.int64), minlength=num_cells)
-    estimates = {}
     with np.errstate(invalid="ignore", divide="ignore"):
-        for name, statistic in statistics.items():
-            replicates = statistic(resampled)
-            replicates = np.where(np.isfinite(replicates), replicates, np.nan)  # a ratio to nothing
-            estimates[name] = Estimate(float(statistic(observed)), replicates)
-    return estimates
+        return {
+            name: Estimate(float(_finite_or_nan(statistic(observed))), _finite_or_nan(statistic(resampled)))
+            for name, statistic in statistics.items()
+        }
+
+
+def _finite_or_nan(values: ArrayLike) -> NDArray[np.float64]:
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def finite_or_null(value: Any) -> Any:
+    """Of what is written as JSON, which has no NaN and no infinity: a number that is undefined is null."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def accuracy(correct: ArrayLike, *, n_resamples: int = 1000, seed: int = 0) -> Estimate:

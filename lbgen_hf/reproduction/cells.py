@@ -33,6 +33,7 @@ from lbgen_hf.evaluation.observers import load_observers
 from lbgen_hf.evaluation.pretraining import Pretraining
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.scores import scores_of
+from lbgen_hf.evaluation.statistics import finite_or_null
 from lbgen_hf.files import sha256_of, write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 from lbgen_hf.reproduction.adapters import RECIPES, describe_recipe, train_adapter
@@ -288,22 +289,18 @@ class Cells:
         backbone = load_backbone(work, self.device)
         run = Run(work / "features", batch_size=250)
         found = {benchmark.name: _scores_of(benchmark, backbone, images, run) for benchmark, images in self._benchmarks}
-        scores: dict[str, Any] = {metric: found[name].get(score) for metric, (name, score) in self._scores.items()}
+        scores: dict[str, Any] = {metric: found[name][score] for metric, (name, score) in self._scores.items()}
         if "few_shot_0.1" in scores:
             scores["few_shot_gain"] = scores["few_shot_0.1"] - scores["transfer"]
         shutil.rmtree(work)
         return {"scores": scores}
 
 
-def _scores_of(benchmark: Benchmark, backbone: Backbone, images: Any, run: Run) -> dict[str, float]:
-    """Score to value; none where the backbone is right so rarely that a ratio is undefined."""
+def _scores_of(benchmark: Benchmark, backbone: Backbone, images: Any, run: Run) -> dict[str, float | None]:
+    """Score to value; None where the backbone is right so rarely that it is undefined."""
     data = benchmark.measure(backbone, images, run)["data"]
-    try:
-        return {
-            name: estimate.value for name, estimate in scores_of(benchmark.kind, data, n_resamples=2).estimates.items()
-        }
-    except UserError:
-        return {}
+    estimates = scores_of(benchmark.kind, data, n_resamples=2).estimates
+    return finite_or_null({name: estimate.value for name, estimate in estimates.items()})
 
 
 def _in_8_bits(images: torch.Tensor) -> torch.Tensor:

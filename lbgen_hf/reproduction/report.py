@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lbgen_hf.evaluation.report import markdown_table
+from lbgen_hf.evaluation.statistics import finite_or_null
 from lbgen_hf.files import write_atomically
 from lbgen_hf.reproduction.adapters import RECIPES, RUNS
 from lbgen_hf.reproduction.orders import (
@@ -131,7 +132,7 @@ def write_report(results: Results, out: Path, run: dict[str, Any]) -> None:
         out: the run's folder, with the arms' images.
         run: what all cells have in common, the seconds of each, and the titles of arms that are missing.
     """
-    report = _finite_or_null(run | results.as_json())
+    report = finite_or_null(run | results.as_json())
     plots = out / "plots"
     plots.mkdir(exist_ok=True)
     save_same_noise(report, out, plots / "same_noise.jpg")
@@ -164,15 +165,6 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
         "images": "\n\n".join(_in_images(report, titles) for titles in (INFORMATION, DIVERSITY, QUALITY)),
         "shapes": _shapes(report),
     }
-
-
-def _finite_or_null(value: Any) -> Any:
-    """JSON has no NaN and no infinity: a number that is undefined is null."""
-    if isinstance(value, dict):
-        return {key: _finite_or_null(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite_or_null(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _format(value: float | None, digits: int) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation.bias import texture_inclination_estimates
+from lbgen_hf.evaluation.bias import context_bias_estimates, texture_inclination_estimates
 from lbgen_hf.metrics import background_gap, context_bias, texture_inclination
 
 # Decisions by shape, by texture, by neither, and TI in %, counted in rgeirhos/texture-vs-shape, raw-data.
@@ -119,6 +119,23 @@ def test_standard_error_of_imagenet_9s_gap() -> None:
     names = np.repeat(["mixed_same", "mixed_rand"], 4050)
     low, high = background_gap(predictions, np.zeros(8100, dtype=int), names)["background_gap_interval"]
     assert (high - low) / (2 * 1.96) == pytest.approx(0.84, abs=0.05)
+
+
+def test_a_gap_relative_to_no_right_answers_is_left_out() -> None:
+    result = background_gap([0, 0, 1], [0, 1, 0], ["mixed_same", "mixed_rand", "original"])
+    assert (result["background_gap"], result["accuracy_original"], result["n_original"]) == (100, 0, 1)
+    assert not {"relative_gap", "relative_gap_interval"} & result.keys()
+
+
+def test_estimates_of_what_is_undefined_are_nan_and_the_others_numbers() -> None:
+    undefined, counts = texture_inclination_estimates([9, 9], [0, 0], [1, 1])
+    assert np.isnan(undefined["texture_inclination"].value)
+    assert counts["other_decisions"] == 2
+    found, _ = context_bias_estimates([1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 2, 3])
+    assert {name for name, estimate in found.items() if np.isnan(estimate.value)} == {"cb_avg", "cb_12", "cb_macro"}
+    assert [found[f"accuracy_p{k}"].value for k in range(4)] == [0, 100, 100, 100]
+    assert np.isnan([*found["cb_avg"].interval(), found["cb_avg"].standard_error]).all()
+    assert np.isnan((found["cb_avg"] - found["accuracy_p1"]).value)
 
 
 def test_undefined_metrics_are_errors() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,6 +170,58 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     assert better["difference"] == pytest.approx(0.5)
     assert same["interval"] == [0, 0]
     assert better["smallest_detectable"] < report["scores"][0]["smallest_detectable_difference"] / 5
+
+
+def bias_cells(label: str, num_right: int) -> list[dict]:
+    """A cell of each measure of bias, of a checkpoint right on so many of 8: for a cue, in P_0, of originals."""
+    right = [1] * num_right + [9] * (8 - num_right)
+    data = {
+        "texture_inclination": {"predictions": right, "references": [0, 1] * 4, "textures": [1, 0] * 4},
+        "context_bias": {
+            "predictions": right + [1, 9] * 12,
+            "references": [1] * 32,
+            "num_uncommon": [0] * 8 + [1, 2, 3] * 8,
+        },
+        "background_gap": {
+            "predictions": [*right, 1, 1, 9, 1],
+            "references": [1] * 12,
+            "partitions": ["original"] * 8 + ["mixed_same", "mixed_rand"] * 2,
+            "control_correct": [1, 0] * 4,
+        },
+    }
+    return [
+        {**accuracy_cell(label, []), "benchmark": kind, "kind": kind, "data": of_kind} for kind, of_kind in data.items()
+    ]
+
+
+def test_what_one_checkpoint_leaves_undefined_is_missing_alone(tmp_path: Path) -> None:
+    """It is right on no original and no image of P_0, and decides for neither cue."""
+    checkpoints = {"first": 4, "second": 0, "third": 6}
+    cells = [cell for label, num_right in checkpoints.items() for cell in bias_cells(label, num_right)]
+    text = write_report(cells, tmp_path, n_resamples=50).read_text(encoding="utf-8")
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    rows = {(row["label"], row["score"]): row for row in report["scores"]}
+    undefined = {name for label, name in rows if label == "second" and rows[label, name]["value"] is None}
+    assert undefined == {"texture_inclination", "cb_avg", "cb_12", "cb_macro", "relative_gap"}
+    assert all(rows[label, name]["value"] is not None for label, name in rows if label != "second")
+    differences = {(row["label"], row["score"]): row for row in report["differences"]}
+    assert {name for (label, name), row in differences.items() if row["difference"] is None} == undefined
+    assert differences["second", "relative_gap"]["excludes_zero"] is None
+    bias = text.split("## Bias")[1].split("##")[0]
+    lines = {label: next(line for line in bias.splitlines() if line.startswith(f"| {label} ")) for label in checkpoints}
+    shown = [cell.strip() != "-" for cell in lines["second"].split("|")[3:-1]]
+    assert shown == [False, False, False, False, True, False, True]  # the gap and its control
+    assert "- |" not in lines["first"] + lines["third"]
+    assert "| second | background_gap: gap / originals | - | - |" in text
+    assert not re.search(r"\bnan\b", text)
+
+
+def test_a_mean_over_seeds_of_which_one_is_undefined_is_undefined(tmp_path: Path) -> None:
+    write_report([*bias_cells("recipe", 4), *bias_cells("recipe", 0)], tmp_path, n_resamples=50)
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    (row,) = (row for row in report["scores"] if row["score"] == "relative_gap")
+    assert (row["value"], row["seeds"], row["per_seed"][1]) == (None, 2, None)
+    assert row["per_seed"][0] is not None
 
 
 def test_only_scores_of_the_same_images_are_subtracted(checkpoints: list[Path], tmp_path: Path) -> None:

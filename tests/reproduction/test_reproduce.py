@@ -240,6 +240,15 @@ def test_from_scratch_completes_a_folder_with_fine_tuned_adapters(
     assert "Not made yet" not in report
 
 
+def test_a_backbone_that_is_never_right_has_every_score_that_is_defined() -> None:
+    columns = {"predictions": [9] * 3, "references": [0] * 3, "partitions": ["mixed_same", "mixed_rand", "original"]}
+    benchmark = Benchmark("b", "background_gap", tuple, lambda *_: {"data": {**columns, "control_correct": [0]}})
+    found = cells._scores_of(benchmark, None, (), benchmarks.Run())
+    assert found.pop("relative_gap") is None
+    assert found.pop("background_gap") == 0
+    assert set(found.values()) == {0}
+
+
 def test_a_recipe_changes_what_it_says(tmp_path: Path) -> None:
     short = {"max_train_steps": 1, "train_batch_size": 2, "num_inference_steps": 1, "num_gradient_steps": 1}
     short |= {"validation_steps": 0}
