@@ -9,6 +9,7 @@ A score that the decisions leave undefined, and what is made of it, is NaN; "-" 
 import dataclasses
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -275,7 +276,10 @@ def _difference_table(results: Results) -> str:
 
 def _resolution(results: Results) -> str:
     """What each score could see at this n."""
-    paired = {(row["benchmark"], row["score"]): row["smallest_detectable"] for row in differences(results)}
+    paired = defaultdict(list)
+    for row in differences(results):
+        if math.isfinite(row["smallest_detectable"]):
+            paired[row["benchmark"], row["score"]].append(row["smallest_detectable"])
     first = results.scores[results.labels[0]]
     rows = []
     for (benchmark, name), score in first.items():
@@ -284,12 +288,12 @@ def _resolution(results: Results) -> str:
         unpaired = smallest_detectable_difference(
             score.estimate.standard_error, confidence_level=results.confidence_level
         )
-        seen = paired.get((benchmark, name), math.nan)
+        seen = max(paired[benchmark, name], default=math.nan)
         rows.append([f"{benchmark}: {INFO[name].title}", _number(unpaired), _number(seen)])
     text = (
         "The smallest true difference, in points, that a two-sided test would find with a power of 80 % at this number "
-        "of images: of two independent recipes, and of the recipes here, paired by image. Differences between training "
-        "runs come on top."
+        "of images: of two independent recipes, and of the recipes here, paired by image (the largest of several). "
+        "Differences between training runs come on top."
     )
     return f"## What could be seen\n\n{text}\n\n{markdown_table(['score', 'independent', 'paired'], rows)}"
 

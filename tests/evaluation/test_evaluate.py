@@ -164,12 +164,13 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     base = [1, 0] * 200
     labels = {"base": base, "better": [1, 1, 1, 1, *base[4:]], "same": base}
     cells = [accuracy_cell(label, correct) for label, correct in labels.items()]
-    write_report(cells, tmp_path, n_resamples=200)
+    text = write_report(cells, tmp_path, n_resamples=200).read_text(encoding="utf-8")
     report = json.loads((tmp_path / "report.json").read_text())
     better, same = report["differences"]
     assert better["difference"] == pytest.approx(0.5)
     assert same["interval"] == [0, 0]
     assert better["smallest_detectable"] < report["scores"][0]["smallest_detectable_difference"] / 5
+    assert f"| {better['smallest_detectable']:.1f} |" in text.split("## What could be seen")[1]  # not that of "same"
 
 
 def bias_cells(label: str, num_right: int) -> list[dict]:
