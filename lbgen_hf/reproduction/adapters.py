@@ -5,6 +5,7 @@ last step.
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from lbgen_hf.files import sha256_of, write_atomically
 from lbgen_hf.fine_tuning.card import CONFIG_FILE
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.trainer import LbGenTrainer
+from lbgen_hf.shipped import LBGEN_TINY, resolve
 
 _CLIP = MODELS / "clip"
 _SETTINGS = MODELS / "lora" / CONFIG_FILE
@@ -110,9 +112,20 @@ RECIPES = {
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """All that decides how the adapter comes out, as JSON: the recipe, and the settings that it changes."""
+    """What an adapter is to be, as JSON: the recipe, and the settings that it changes."""
+    return json.dumps(_decisive(recipe), sort_keys=True)
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
     decisive = {key: value for key, value in vars(recipe).items() if key not in ("title", "images_only")}
-    return json.dumps(decisive | _COMMON | {"settings": sha256_of(_SETTINGS)}, sort_keys=True)
+    return decisive | _COMMON | {"settings": sha256_of(_SETTINGS)}
+
+
+def hash_of_models(*parts: str) -> str:
+    """Of the weights of some parts of lbgen-tiny."""
+    folders = (Path(resolve(LBGEN_TINY, part)) for part in parts)
+    files = [file for folder in folders for file in sorted(folder.rglob("*.safetensors"))]
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:12]
 
 
 def train_adapter(recipe: Recipe, folder: Path) -> Path:
@@ -122,10 +135,10 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
         The folder.
 
     Raises:
-        UserError: the folder is of another recipe; or as `LbGenTrainer`.
+        UserError: the folder is of another recipe or of other models; or as `LbGenTrainer`.
     """
     folder = folder.resolve()  # the settings name files in it: it is resumed from any working directory
-    _claim(folder, describe_recipe(recipe))
+    _claim(folder, _decisive(recipe) | {"models": hash_of_models("pipeline", "clip", "quality")})
     if (folder / "README.md").is_file():  # the card is written last
         return folder
     changes: dict[str, Any] = _COMMON | recipe.changes
@@ -148,19 +161,20 @@ def train_adapter(recipe: Recipe, folder: Path) -> Path:
     return LbGenTrainer(config).train()
 
 
-def _claim(folder: Path, recipe: str) -> None:
+def _claim(folder: Path, made_of: dict[str, Any]) -> None:
     """Write down what the folder's adapter is made of, before anything is made.
 
     Raises:
         UserError: it was something else.
     """
-    path = folder / _RECIPE_FILE
+    content, path = json.dumps(made_of, sort_keys=True), folder / _RECIPE_FILE
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, f"{recipe}\n")
-    elif path.read_text(encoding="utf-8").strip() != recipe:
+        write_atomically(path, f"{content}\n")
+    elif path.read_text(encoding="utf-8").strip() != content:
         raise UserError(
-            f"{folder} was begun with another recipe, see {path.name} there; delete it or give another --out"
+            f"{folder} was begun with another recipe or other models, see {path.name} there; delete it or give another "
+            "--out"
         )
 
 

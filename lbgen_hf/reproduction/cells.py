@@ -36,7 +36,7 @@ from lbgen_hf.evaluation.scores import scores_of
 from lbgen_hf.evaluation.statistics import finite_or_null
 from lbgen_hf.files import sha256_of, write_atomically
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
-from lbgen_hf.reproduction.adapters import RECIPES, describe_recipe, train_adapter
+from lbgen_hf.reproduction.adapters import RECIPES, describe_recipe, hash_of_models, train_adapter
 from lbgen_hf.reproduction.arms import Arm, make_images, make_specific_images
 from lbgen_hf.sampling import build_scheduler
 from lbgen_hf.shipped import LBGEN_TINY, resolve
@@ -161,7 +161,7 @@ class Cells:
             "lbgen_hf": lbgen_hf.__version__,
             "settings": settings.of_every_cell(),
             "world": world(),
-            "models": _hash_of_models(),
+            "models": hash_of_models("pipeline", "clip", "quality", "judge"),  # what samples and judges
         }
         self.adapters = {name: _adapter_identity(arm) for name, arm in arms.items()}
 
@@ -332,13 +332,6 @@ def _adapter_identity(arm: Arm) -> str | None:
     if not path.is_file():
         raise UserError(f"{path.parent} holds no {LORA_FILE}")
     return f"{sha256_of(path)} at scale {arm.scale:g}"
-
-
-def _hash_of_models() -> str:
-    """Of what samples and judges: the base model, CLIP, the quality scorer and the judge."""
-    folders = (Path(resolve(LBGEN_TINY, part)) for part in ("pipeline", "clip", "quality", "judge"))
-    files = [file for folder in folders for file in sorted(folder.rglob("*.safetensors"))]
-    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:12]
 
 
 def _difference(name: str, found: Any, wanted: Any) -> str:

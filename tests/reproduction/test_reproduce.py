@@ -249,7 +249,7 @@ def test_a_backbone_that_is_never_right_has_every_score_that_is_defined() -> Non
     assert set(found.values()) == {0}
 
 
-def test_a_recipe_changes_what_it_says(tmp_path: Path) -> None:
+def test_a_recipe_changes_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = {"max_train_steps": 1, "train_batch_size": 2, "num_inference_steps": 1, "num_gradient_steps": 1}
     short |= {"validation_steps": 0}
     recipe = Recipe("few names, random CLIP", short | {"quality_weight": 0.0}, num_names=4, random_clip=True)
@@ -267,6 +267,15 @@ def test_a_recipe_changes_what_it_says(tmp_path: Path) -> None:
     assert (folder / LORA_FILE).stat().st_mtime_ns == written
     with pytest.raises(UserError, match="begun with another recipe"):
         train_adapter(dataclasses.replace(recipe, num_names=8), folder)
+
+    other = tmp_path / "models"
+    for part in ("pipeline", "clip", "quality"):
+        shutil.copytree(MODELS / part, other / part)
+    monkeypatch.setattr("lbgen_hf.shipped.MODELS", other)
+    assert train_adapter(recipe, folder) == folder
+    shutil.copy(MODELS / "judge/model.safetensors", other / "quality")
+    with pytest.raises(UserError, match="other models"):
+        train_adapter(recipe, folder)
 
 
 def test_a_recipe_trains_its_clip_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
