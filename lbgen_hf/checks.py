@@ -1,4 +1,4 @@
-"""Where numbers are checked for finiteness and range, before any work: for Python, `lbgen` and the scripts alike."""
+"""Where numbers, ports and trackers are checked, before any work: for Python, `lbgen` and the scripts alike."""
 
 import math
 import numbers
@@ -105,3 +105,26 @@ def check_address(host: str, port: int | None) -> None:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "no such host"
         raise UserError(f"cannot listen on --host {host} --port {port or 'any'}: {reason}") from error
+
+
+def pick_tracker(report_to: str | None) -> str | None:
+    """accelerate's name of the tracker that a training run reports to; None for none.
+
+    Args:
+        report_to: the name of one, "all" or "none"; None for tensorboard, where it is installed.
+
+    Raises:
+        UserError: there is no such tracker, or it is not installed.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = [str(name) for name in get_available_trackers()]
+    if report_to is None:
+        return "tensorboard" if "tensorboard" in installed else None
+    if report_to == "none":
+        return None
+    if report_to != "all" and report_to not in LOGGER_TYPE_TO_CLASS:
+        raise UserError(f"unknown tracker {report_to!r}; choose from all, none, {', '.join(LOGGER_TYPE_TO_CLASS)}")
+    if report_to != "all" and report_to not in installed:
+        raise UserError(f"report_to {report_to}: {report_to} is not installed, pip install {report_to}")
+    return report_to

@@ -24,6 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lbgen_hf.checks import pick_tracker
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.seeded_batches import Batches, derived_seed, seed_everything
 from lbgen_hf.evaluation.training_config import TrainingConfig
@@ -54,17 +55,18 @@ class Training(abc.ABC, Generic[Config]):
         config: its settings.
 
     Raises:
-        UserError: the data or the architecture are not as they must be.
+        UserError: the data, the architecture or the tracker are not as they must be.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        tracker = pick_tracker(config.report_to or "none")
         require_writable(config.output_dir)
         self.checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         num_images = self._open_data()
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            log_with=config.report_to,
+            log_with=tracker,
             project_dir=config.output_dir,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_VALIDATION_TIMEOUT)],
         )
@@ -153,8 +155,7 @@ class Training(abc.ABC, Generic[Config]):
         loader = self._make_loader(
             first_step, num_workers=self.config.num_workers, pin_memory=self.accelerator.device.type == "cuda"
         )
-        if self.config.report_to:
-            self.accelerator.init_trackers(type(self).__name__.lower(), config=self.config.fixed_settings())
+        self.accelerator.init_trackers(type(self).__name__.lower(), config=self.config.fixed_settings())
         batches, loss = iter(loader), None
         said = started = time.monotonic()
         for step in range(first_step, self.num_steps):
@@ -214,8 +215,7 @@ class Training(abc.ABC, Generic[Config]):
     def _say(self, done: int, loss: float, rate: float) -> None:
         if self._is_main:
             logger.info("step %d of %d: loss %.3f, %.0f images/s", done, self.num_steps, loss, rate)
-        if self.config.report_to:
-            self.accelerator.log({"loss": loss, "images_per_second": rate}, step=done)
+        self.accelerator.log({"loss": loss, "images_per_second": rate}, step=done)
 
     def _save_checkpoint(self, step: int) -> None:
         if self._is_main:

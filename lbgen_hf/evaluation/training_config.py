@@ -57,7 +57,9 @@ class TrainingConfig:
     checkpointing_steps: int = HfArg(default=1000, help="Write a checkpoint every so many steps.")
     checkpoints_total_limit: int | None = HfArg(default=2, help="Keep only so many, the newest.")
     resume_from_checkpoint: str | None = HfArg(default=None, help="A checkpoint-N folder, or latest.")
-    report_to: str | None = HfArg(default=None, help="tensorboard, wandb, trackio. Default: none.")
+    report_to: str | None = HfArg(
+        default=None, help="tensorboard, wandb, trackio, another of accelerate's, all, none. Default: none."
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_dir", Path(self.output_dir))

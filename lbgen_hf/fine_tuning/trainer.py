@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torchvision.utils import make_grid, save_image
 
+from lbgen_hf.checks import pick_tracker
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import locked, require_creatable, write_atomically
@@ -71,7 +71,7 @@ class LbGenTrainer:
         try:
             self.accelerator = Accelerator(
                 mixed_precision=config.mixed_precision,
-                log_with=_tracker(config.report_to),
+                log_with=pick_tracker(config.report_to),
                 project_dir=config.output_dir,
             )
         except ValueError as error:  # another precision was set up in this process
@@ -249,21 +249,3 @@ def _check_sources(config: LbGenConfig) -> None:
         base_is_lora = is_lora(resolve(base, "pipeline"), revision=config.revision)
     if base_is_lora:
         raise UserError(f"{base} is a LoRA: give the model that it was made for, or one into which it has been fused")
-
-
-def _tracker(report_to: str | None) -> str | None:
-    """accelerate's name of the tracker.
-
-    Raises:
-        UserError: there is no such tracker, or it is not installed.
-    """
-    installed = [str(name) for name in get_available_trackers()]
-    if report_to is None:
-        return "tensorboard" if "tensorboard" in installed else None
-    if report_to == "none":
-        return None
-    if report_to != "all" and report_to not in LOGGER_TYPE_TO_CLASS:
-        raise UserError(f"unknown tracker {report_to!r}; choose from all, none, {', '.join(LOGGER_TYPE_TO_CLASS)}")
-    if report_to != "all" and report_to not in installed:
-        raise UserError(f"report_to {report_to}: {report_to} is not installed, pip install {report_to}")
-    return report_to

@@ -259,6 +259,16 @@ def test_a_folder_has_one_writer(image_data: Path, tmp_path: Path) -> None:
     assert run.train()["step"] == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("paper_and_pencil", "unknown tracker 'paper_and_pencil'"), ("comet_ml", "comet_ml is not installed")],
+)
+def test_a_tracker_is_checked_before_anything_is_opened(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        Pretraining(PretrainingConfig(data="/nowhere", output_dir=tmp_path / "out", report_to=name))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def numbered() -> RenderedImages:
     """Image i has the brightness i."""
