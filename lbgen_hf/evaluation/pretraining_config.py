@@ -83,6 +83,7 @@ class PretrainingConfig(TrainingConfig):
             check_number(name, getattr(self, name), at_least=0)
         if (self.mixup or self.cutmix) and self.train_batch_size % 2:
             raise UserError(f"mixup pairs images: train_batch_size must be even, got {self.train_batch_size}")
+        _check_auto_augment(self.auto_augment)
         if not isinstance(self.architecture_args, dict):
             raise UserError(f"model_args must be a JSON object, got {self.model_args}")
 
@@ -93,6 +94,17 @@ class PretrainingConfig(TrainingConfig):
             return json.loads(self.model_args)
         except ValueError as error:
             raise UserError(f"model_args is not JSON: {error}") from error
+
+
+def _check_auto_augment(policy: str) -> None:
+    from timm.data import create_transform
+
+    try:
+        create_transform(is_training=True, auto_augment=policy or None)
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f"auto_augment {policy!r} is not timm's notation: give rand-m9-mstd0.5-inc1, say, or nothing for none"
+        ) from error
 
 
 def make_parser(description: str | None = None) -> HfArgumentParser:

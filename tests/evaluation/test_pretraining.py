@@ -478,6 +478,10 @@ def test_shipped_configs(name: str) -> None:
         (["--train_batch_size=7"], "train_batch_size must be even, got 7"),
         (["--warmup_epochs=200"], "warmup_epochs must be"),
         (["--model_args={"], "model_args is not JSON"),
+        *(
+            ([f"--auto_augment={policy}"], f"auto_augment '{policy}' is not timm's notation")
+            for policy in ("nonsense", "random", "rand-x5", "rand-mmax0.5", "augmix-q3", "v0-m9")
+        ),
         (["--learnin_rate=1"], "unrecognized arguments: --learnin_rate=1"),
         (["out"], "unrecognized arguments: out"),
         (["--config=/nowhere.yaml"], "cannot read config /nowhere.yaml"),
