@@ -5,6 +5,7 @@ A cell holds raw outcomes, one an image, and no scores: `scores.py` computes the
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def parse_benchmarks(specs: Sequence[str]) -> list[Benchmark]:
     benchmarks: dict[str, Benchmark] = {}
     for spec in (part.strip() for text in specs for part in text.split(",")):
         name, _, source = spec.partition("=")
+        source = os.path.expanduser(source)  # which a shell does at the start of a word alone
         if name in _WITH_SOURCE:
             if not source:
                 raise UserError(f"benchmark {name} needs its data: give {name}=FOLDER")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def parse_checkpoints(specs: Sequence[str]) -> list[Checkpoint]:
     checkpoints = []
     for spec in specs:
         label, separator, path = spec.partition("=")
+        path = os.path.expanduser(path)  # which a shell does at the start of a word alone
         checkpoints.append(Checkpoint(label, path) if separator else Checkpoint(Path(spec).name or spec, spec))
     paths = [checkpoint.path for checkpoint in checkpoints]
     twice = next((path for path in paths if paths.count(path) > 1), None)

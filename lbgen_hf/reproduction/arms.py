@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def parse_loras(specs: Sequence[str], taken: Container[str]) -> dict[str, Arm]:
             raise UserError(f"--lora takes NAME=FOLDER, with a name of letters, digits and _, got {spec!r}")
         if name in taken or name in arms:
             raise UserError(f"--lora {name}: there is an arm of this name; give another")
-        arms[name] = Arm(name, lora=folder)
+        arms[name] = Arm(name, lora=os.path.expanduser(folder))  # which a shell does at the start of a word alone
     return arms
 
 

@@ -303,3 +303,11 @@ def test_names_of_benchmarks() -> None:
     assert names[:2] == ["aircraft", "cars196"]
     assert len(names) == 8 + 8 * 4 + 1
     assert "dtd-few-shot-0.1" in names
+
+
+def test_a_tilde_after_the_equals_sign_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_checkpoints(["real=~/backbone"])[0].path == str(tmp_path / "backbone")
+    for benchmark in parse_benchmarks(["focus=~/nowhere,few-shot=~/nowhere"])[:2]:
+        with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
+            benchmark.load()

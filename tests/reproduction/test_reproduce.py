@@ -27,7 +27,7 @@ from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 from lbgen_hf.reproduction import adapters, arms, cells
 from lbgen_hf.reproduction.adapters import RECIPES, Recipe, train_adapter
-from lbgen_hf.reproduction.arms import NOISE_SEED, make_images, make_specific_images, standard_arms
+from lbgen_hf.reproduction.arms import NOISE_SEED, make_images, make_specific_images, parse_loras, standard_arms
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.shipped import LBGEN_TINY, companions_of
 
@@ -179,6 +179,11 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
     assert named in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tilde_after_the_equals_sign_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_loras(["mine=~/lora"], ())["mine"].lora == str(tmp_path / "lora")
 
 
 def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
