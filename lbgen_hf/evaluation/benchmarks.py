@@ -107,7 +107,7 @@ def parse_benchmarks(specs: Sequence[str]) -> list[Benchmark]:
 
 def class_accuracy(backbone: Backbone, images: LabelledImages, run: Run) -> dict:
     """Top-1 over the head's classes, on the images of these classes; which ones these are is in `kept_images`."""
-    columns = _head_columns(backbone, images)
+    columns = head_columns(backbone, images)
     known = torch.tensor([column is not None for column in columns])[torch.from_numpy(images.labels)]
     if not known.all():
         images = images.subset(known.nonzero()[:, 0].numpy())
@@ -119,7 +119,7 @@ def class_accuracy(backbone: Backbone, images: LabelledImages, run: Run) -> dict
     }
 
 
-def _head_columns(backbone: Backbone, images: LabelledImages) -> list[int | None]:
+def head_columns(backbone: Backbone, images: LabelledImages) -> list[int | None]:
     """The head's column of each class of a benchmark, by name or by wnid.
 
     Raises:
@@ -237,7 +237,7 @@ def _twin_columns(backbone: Backbone, twin: biaslab.CueConflict | biaslab.Backgr
         UserError: there is no head, or it lacks a class of the benchmark.
     """
     images = twin[0] if isinstance(twin, tuple) else twin.images
-    columns = _head_columns(backbone, images)
+    columns = head_columns(backbone, images)
     missing = [name for name, column in zip(images.class_names, columns, strict=True) if column is None]
     if missing:
         raise UserError(f"{backbone.name} lacks {len(missing)} of the {len(columns)} classes, {missing[0]!r} first")
@@ -321,7 +321,7 @@ _WITH_SOURCE: dict[str, Callable[[str], list[Benchmark]]] = {
             "accuracy",
             functools.partial(load_validation_images, source),
             class_accuracy,
-            check=_head_columns,
+            check=head_columns,
         ),
     ],
     "transfer": functools.partial(_paper_datasets, few_shot=False),
@@ -348,7 +348,7 @@ _novel_classes = functools.cache(biaslab.novel_classes)
 
 _BIASLAB: dict[str, Callable[[], Any]] = {
     "biaslab-validation": _twin(
-        "biaslab-validation", "accuracy", biaslab.validation, class_accuracy, check=_head_columns
+        "biaslab-validation", "accuracy", biaslab.validation, class_accuracy, check=head_columns
     ),
     "biaslab-cue-conflict": _twin(
         "biaslab-cue-conflict", "texture_inclination", biaslab.cue_conflict, _twin_cue_conflict, check=_twin_columns

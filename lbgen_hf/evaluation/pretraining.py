@@ -3,11 +3,13 @@
 Pretraining(PretrainingConfig(data="my-dataset", output_dir="backbone")).train()
 """
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import Mixup, create_transform, resolve_model_data_config
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import save_for_hf
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import from_timm
-from lbgen_hf.evaluation.benchmarks import Run, class_accuracy
+from lbgen_hf.evaluation.benchmarks import Run, class_accuracy, head_columns
 from lbgen_hf.evaluation.pretraining_card import PUBLISHED, write_card
 from lbgen_hf.evaluation.pretraining_config import PretrainingConfig
 from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader
@@ -59,7 +61,15 @@ class Pretraining(Training[PretrainingConfig]):
         return self.data.train.fingerprint
 
     def _make_model(self) -> nn.Module:
-        return make_model(self.config, self.data.class_names)
+        model = make_model(self.config, self.data.class_names)
+        if self.validation is not None:
+            frozen = from_timm(copy.deepcopy(model), self.config.model, torch.device("cpu"))
+            try:
+                head_columns(frozen, self.validation)
+            except UserError as error:
+                given = self.config.validation_data
+                raise UserError(f"validation_data {given} is not of the training classes: {error}") from error
+        return model
 
     def _make_loader(self, first_step: int, **options: Any) -> DataLoader:
         transform = _training_transform(self.config, self.raw_model)

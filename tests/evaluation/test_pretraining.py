@@ -215,6 +215,15 @@ def test_it_learns_and_its_result_is_a_timm_model(image_data: Path, tmp_path: Pa
     assert rows[-1]["step"] == 72
 
 
+def test_validation_images_of_other_classes_are_refused_before_training(image_data: Path, tmp_path: Path) -> None:
+    others = make_image_files(tmp_path / "others")
+    options = {"data": str(image_data), "output_dir": tmp_path / "out", "validation_data": str(others), **FAST}
+    with pytest.raises(UserError, match=r"validation_data .*others is not of the training classes: .* has 3 classes"):
+        Pretraining(PretrainingConfig(**options))
+    shutil.copytree(image_data / "disc", others / "disc")  # one class is enough
+    Pretraining(PretrainingConfig(**options))
+
+
 def test_a_run_killed_after_its_last_checkpoint_is_finished(image_data: Path, tmp_path: Path) -> None:
     options = {**FAST, "data": str(image_data), "output_dir": tmp_path, "max_train_steps": 1}
     Pretraining(PretrainingConfig(**options)).train()
