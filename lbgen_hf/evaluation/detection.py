@@ -77,6 +77,11 @@ class CocoSplit:
             raise UserError(f"there are no images in {self.path}")
         for record in self.records:
             self._check(record)
+        missing = [path for record in self.records if not (path := self._path_of(record)).is_file()]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(self.records)} images named in {self.path} are missing, {missing[0]} first"
+            )
 
     def _check(self, record: dict) -> None:
         """Check an image and its annotations before hours are spent on others; only training reads the outlines."""
@@ -92,7 +97,10 @@ class CocoSplit:
                 raise UserError(f"the annotation {annotation['id']} in {self.path} must have {wrong}")
 
     def image(self, record: dict) -> Image.Image:
-        return read_image(self.root / f"{self.split}2017" / record["file_name"]).convert("RGB")
+        return read_image(self._path_of(record)).convert("RGB")
+
+    def _path_of(self, record: dict) -> Path:
+        return self.root / f"{self.split}2017" / record["file_name"]
 
     def target(self, record: dict) -> dict[str, Tensor]:
         """Boxes (N, 4) in pixels as x0, y0, x1, y1; labels (N,); masks (N, H, W) of 0 and 1; crowds left out."""

@@ -286,6 +286,14 @@ def test_augmentation_keeps_image_and_labels_together() -> None:
         (lambda root: (root / "annotations/instances_val2017.json").unlink(), "expected annotations/instances_val"),
         (lambda root: (root / "annotations/instances_train2017.json").write_text("{}"), "does not hold COCO's"),
         (lambda root: (root / "train2017" / f"{0:012d}.png").write_bytes(b"no"), r"cannot read the image .*0\.png"),
+        (
+            lambda root: remove_images(root, "train", 3, 5),
+            r"2 of 16 images named in .*train2017\.json are missing, .*03\.png",
+        ),
+        (
+            lambda root: remove_images(root, "val", 7),
+            r"1 of 16 images named in .*val2017\.json are missing, .*07\.png first",
+        ),
         (lambda root: edit(root, lambda content: content["categories"].pop()), "annotates the category 16"),
         (lambda root: edit(root, lambda content: content["images"].clear()), "there are no images"),
         *(
@@ -312,6 +320,11 @@ def test_bad_coco_folders(change, message: str, backbone: Path, tmp_path: Path) 
     change(tmp_path / "coco")
     with pytest.raises(UserError, match=message):
         detection(backbone, tmp_path / "coco", tmp_path / "out", train_batch_size=16).train()
+
+
+def remove_images(root: Path, split: str, *numbers: int) -> None:
+    for number in numbers:
+        (root / f"{split}2017" / f"{number:012d}.png").unlink()
 
 
 def change_first(root: Path, kind: str, name: str, value: object) -> None:
