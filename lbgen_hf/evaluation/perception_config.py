@@ -7,14 +7,12 @@ with a cosine schedule, as in pre-training, and for segmentation about ADE20K's 
 # ruff: noqa: RUF009  HfArg is dataclasses.field
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.config_files import HfArg
-from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation.training_config import TrainingConfig
+from lbgen_hf.evaluation.training_config import TrainingConfig, json_object
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,16 +54,12 @@ class DetectionConfig(PerceptionConfig):
         super().__post_init__()
         for name in ("max_image_size", "width", "anchor_size"):
             check_number(name, getattr(self, name), integer=True, at_least=1)
-        if not isinstance(self.detector_args, dict):
-            raise UserError(f"model_args must be a JSON object, got {self.model_args}")
+        json_object("model_args", self.model_args)
 
     @property
     def detector_args(self) -> dict[str, Any]:
         """`model_args`, read."""
-        try:
-            return json.loads(self.model_args)
-        except ValueError as error:
-            raise UserError(f"model_args is not JSON: {error}") from error
+        return json_object("model_args", self.model_args)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 # ruff: noqa: RUF009  HfArg is dataclasses.field
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from transformers import HfArgumentParser
 from lbgen_hf.checks import check_number
 from lbgen_hf.config_files import HfArg, make_config_parser
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation.training_config import TrainingConfig, parse_command_line
+from lbgen_hf.evaluation.training_config import TrainingConfig, json_object, parse_command_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,16 +83,12 @@ class PretrainingConfig(TrainingConfig):
         if (self.mixup or self.cutmix) and self.train_batch_size % 2:
             raise UserError(f"mixup pairs images: train_batch_size must be even, got {self.train_batch_size}")
         _check_auto_augment(self.auto_augment)
-        if not isinstance(self.architecture_args, dict):
-            raise UserError(f"model_args must be a JSON object, got {self.model_args}")
+        json_object("model_args", self.model_args)
 
     @property
     def architecture_args(self) -> dict[str, Any]:
         """`model_args`, read."""
-        try:
-            return json.loads(self.model_args)
-        except ValueError as error:
-            raise UserError(f"model_args is not JSON: {error}") from error
+        return json_object("model_args", self.model_args)
 
 
 def _check_auto_augment(policy: str) -> None:

@@ -4,6 +4,7 @@
 
 import argparse
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from transformers import HfArgumentParser
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.config_files import HfArg, read_yaml
+from lbgen_hf.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,21 @@ class TrainingConfig:
         """What must not change when the run is resumed, as text."""
         free = self.housekeeping | {"max_train_steps"}
         return {name: str(value) for name, value in vars(self).items() if name not in free}
+
+
+def json_object(name: str, text: str) -> dict[str, Any]:
+    """A setting that holds a JSON object.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{name} must be a JSON object, got {text}")
+    return found
 
 
 def parse_command_line(parser: HfArgumentParser, arguments: Sequence[str]) -> Any:
