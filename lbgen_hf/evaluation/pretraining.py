@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lbgen_hf.errors import UserError
+from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.backbones import from_timm
 from lbgen_hf.evaluation.benchmarks import Run, class_accuracy, head_columns
 from lbgen_hf.evaluation.pretraining_card import PUBLISHED, write_card
@@ -146,10 +146,10 @@ def make_model(config: PretrainingConfig, class_names: tuple[str, ...]) -> nn.Mo
                 **optional,
                 **config.architecture_args,
             )
-        except TypeError as error:
+        except Exception as error:  # each architecture raises its own
             refused = next((name for name in optional if f"'{name}'" in str(error)), None)
             if refused is None:
-                raise UserError(f"{config.model} does not take its arguments: {error}") from error
+                raise UserError(f"{config.model} does not take its arguments: {first_line(error)[:300]}") from error
             del optional[refused]
 
 

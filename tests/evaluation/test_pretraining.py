@@ -467,8 +467,9 @@ def test_architectures() -> None:
     assert resnet.num_classes == 3
     with pytest.raises(UserError, match="timm has no architecture 'resnet5O'"):
         make_model(PretrainingConfig(data="d", model="resnet5O"), CLASSES)
-    with pytest.raises(UserError, match="does not take its arguments"):
-        make_model(PretrainingConfig(data="d", model="test_resnet", model_args='{"patch_size": 8}'), CLASSES)
+    for arguments in ('{"patch_size": 8}', '{"global_pool": "nonsense"}', '{"act_layer": "nonsense"}'):
+        with pytest.raises(UserError, match="does not take its arguments"):
+            make_model(PretrainingConfig(data="d", model="test_resnet", model_args=arguments), CLASSES)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "training" / "configs").glob("backbone_*.yaml")))
