@@ -20,6 +20,7 @@ from lbgen_hf.checks import check_finite
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.backbones import Backbone
 from lbgen_hf.evaluation.images import LabelledImages
+from lbgen_hf.evaluation.seeded_batches import WithErrors
 from lbgen_hf.files import write_atomically
 
 Kind = Literal["features", "logits"]
@@ -43,11 +44,6 @@ class _Transformed(Dataset):
         return self.transform(image)
 
 
-def _stack(items: list[Tensor | str]) -> Tensor | str:
-    images = [item for item in items if isinstance(item, Tensor)]
-    return torch.stack(images) if len(images) == len(items) else next(item for item in items if isinstance(item, str))
-
-
 def compute(
     backbone: Backbone,
     images: LabelledImages,
@@ -69,7 +65,7 @@ def compute(
         _Transformed(images, backbone.transform),
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=_stack,
+        collate_fn=WithErrors(torch.stack),
         pin_memory=backbone.device.type == "cuda",
         persistent_workers=False,
     )
