@@ -7,7 +7,7 @@ python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --images_per
     --save_images images --output tests/benchmarks/results/alignments.json    # and once more with the second judge:
 python training/measure_bias.py --lora {paper,context-swap}-{0,1,2} --images_per_class 50 --num_inference_steps 25 \
     --save_images images --judge second_judge --output tests/benchmarks/results/alignments_second_judge.json
-python tests/benchmarks/training.py --alignments
+python tests/benchmarks/training.py
 
 The same LoRAs of seed 0, and seeds 1 and 2 fine-tuned once more on another machine, with more images and all steps:
 
@@ -130,7 +130,7 @@ def cost_table() -> str:
     """A training step of each alignment."""
     rows = [
         [name, f"{step['seconds']:.2f}", format_ratio(step), f"{step['saved_mebibytes']:.0f}"]
-        for name, step in read_results("training_alignments")["alignments"].items()
+        for name, step in read_results("training")["alignments"].items()
     ]
     return markdown_table(["alignment", "seconds", "speed (quartiles)", "MiB kept for the gradient"], rows)
 
