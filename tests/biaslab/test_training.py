@@ -1,5 +1,6 @@
 """The scripts that make the shipped models: their exact parts, and that a killed run continues bit for bit."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ SCRIPTS = Path(__file__).parents[2] / "training" / "biaslab"
 def scripts_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     yield
-    for name in ["trainer", "tokenizer", "text_tower", "train_autoencoder", "train_clip"]:
+    for name in ["trainer", "tokenizer", "text_tower", "train_autoencoder", "train_clip", "reproduce"]:
         sys.modules.pop(name, None)
 
 
@@ -160,3 +161,15 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
     for steps in (8, 20):  # the learning rate has fallen to zero
         with pytest.raises(UserError, match="stands at step 9 of 9"):
             run(tmp_path / "killed.safetensors", steps=steps)
+
+
+def test_minutes_of_an_interrupted_model_add_up_beside_what_was_measured(tmp_path):
+    from reproduce import add_minutes
+    from trainer import log_results
+
+    log_results(tmp_path, "clip", steps=2)
+    add_minutes(tmp_path / "results.json", "clip", 1.25)
+    add_minutes(tmp_path / "results.json", "clip", 2)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["clip"]["steps"] == 2
+    assert results["minutes"] == {"clip": 3.2}

@@ -3,13 +3,17 @@
     python training/biaslab/reproduce.py --output_dir work/models
 
 Run it again after an interruption: finished models are kept, the one at work continues from its last checkpoint.
+How long each model took is written into results.json; of a run that was killed, what it did is not counted.
 """
 
 import argparse
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from trainer import edit_json
 
 from lbgen_hf.biaslab import MODELS
 from lbgen_hf.errors import UserError, report_errors
@@ -28,14 +32,26 @@ STAGES = {  # what is made: the script and its arguments
 LORAS = ("lora", "lora_context_swap")
 
 
-def run(command: list) -> None:
-    """Run a script in a process of its own.
+def run(command: list, name: str, models: Path) -> None:
+    """Run a script in a process of its own, and add its minutes to those of the model `name` in results.json.
 
     Raises:
         UserError: it failed; what it printed says why.
     """
-    if subprocess.run(command).returncode:
+    began = time.monotonic()
+    failed = subprocess.run(command).returncode
+    add_minutes(models / "results.json", name, (time.monotonic() - began) / 60)
+    if failed:
         raise UserError(f"{Path(command[1]).name} failed, see above; run this again to go on from its last checkpoint")
+
+
+def add_minutes(results: Path, name: str, minutes: float) -> None:
+    def change(known: dict) -> dict:
+        before = known.get("minutes", {})
+        return known | {"minutes": before | {name: round(before.get(name, 0) + minutes, 1)}}
+
+    results.parent.mkdir(parents=True, exist_ok=True)  # the first script may have failed before it made it
+    edit_json(results, change)
 
 
 def train_lora(name: str, models: Path, work_dir: Path) -> None:
@@ -46,7 +62,7 @@ def train_lora(name: str, models: Path, work_dir: Path) -> None:
     if models.resolve() != MODELS.resolve():
         command += ["--pretrained_model_name_or_path", models / "pipeline", "--clip_model", models / "clip"]
         command += ["--quality_scorer", "lbgen-tiny"]
-    run(command)
+    run(command, name, models)
     (models / name).mkdir(exist_ok=True)
     for file in (LORA_FILE, CONFIG_FILE, "README.md"):
         shutil.copyfile(work_dir / name / file, models / name / file)
@@ -65,11 +81,12 @@ def main() -> None:
         if is_there and done.read_text() == str(args.output_dir.resolve()):
             continue
         command = [sys.executable, SCRIPTS / script, *arguments]
-        run([*command, "--output_dir", args.output_dir, "--work_dir", args.work_dir])
+        run([*command, "--output_dir", args.output_dir, "--work_dir", args.work_dir], made, args.output_dir)
         done.write_text(str(args.output_dir.resolve()))
     for name in LORAS:
         train_lora(name, args.output_dir, args.work_dir)
-    run([sys.executable, SCRIPTS / "measure_diffusion.py", "--models_dir", args.output_dir])
+    measure = [sys.executable, SCRIPTS / "measure_diffusion.py", "--models_dir", args.output_dir]
+    run(measure, "measurement", args.output_dir)
 
 
 if __name__ == "__main__":
