@@ -14,7 +14,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, Scenes, own_attributes, render, sample_scenes
+from lbgen_hf.biaslab.scenes import CLASSES, IMAGE_SIZE, Scenes, own_table, render, sample_scenes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TestSet:
 
 def with_context_of(scenes: Scenes, class_ids: Tensor) -> Scenes:
     """The same shapes with the texture, background and place that the biased world ties to these classes (B,)."""
-    own = torch.tensor([own_attributes(i) for i in range(len(CLASSES))])[class_ids]
+    own = own_table(len(CLASSES))[class_ids]
     return scenes.replace(textures=own[:, 0], backgrounds=own[:, 1], places=own[:, 2])
 
 

@@ -26,7 +26,7 @@ from lbgen_hf.biaslab.scenes import (
     PLACE_NAMES,
     SHAPE_NAMES,
     TEXTURE_NAMES,
-    own_attributes,
+    own_table,
 )
 
 ATTRIBUTES = {"background": BACKGROUND_NAMES, "texture": TEXTURE_NAMES, "place": PLACE_NAMES}
@@ -165,8 +165,7 @@ def agreement(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, 
 
 
 def _own_values(num_classes: int) -> dict[str, Tensor]:
-    own = torch.tensor([own_attributes(i) for i in range(num_classes)])
-    return dict(zip(("texture", "background", "place"), own.T, strict=True))
+    return dict(zip(("texture", "background", "place"), own_table(num_classes).T, strict=True))
 
 
 def _mean(weights: Tensor, values: Tensor) -> Tensor:

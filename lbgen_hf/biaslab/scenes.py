@@ -61,6 +61,11 @@ def own_attributes(class_index: int) -> tuple[int, int, int]:
     return texture, background, place
 
 
+def own_table(num_classes: int) -> Tensor:
+    """`own_attributes` of the first classes, (num_classes, 3)."""
+    return torch.tensor([own_attributes(i) for i in range(num_classes)])
+
+
 @dataclasses.dataclass(frozen=True)
 class Scenes:
     """A batch of scenes. All fields have the batch first.
@@ -142,7 +147,7 @@ def sample_scenes(
     last = torch.tensor([shapes[-1] for shapes in meanings])[labels]
     shapes = torch.where(uniform[:, 1] < 0.5, first, last)
 
-    own = torch.tensor([own_attributes(i) for i in range(len(classes))])[labels]
+    own = own_table(len(classes))[labels]
     sampled = []
     for column, names in enumerate([TEXTURE_NAMES, BACKGROUND_NAMES, PLACE_NAMES]):
         anything = (uniform[:, 2 + column] * len(names)).long()
