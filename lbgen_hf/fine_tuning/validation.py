@@ -4,6 +4,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from lbgen_hf.biaslab.statistics import distance_within_class
 from lbgen_hf.fine_tuning.batches import stream
 from lbgen_hf.fine_tuning.lora import averaged
 from lbgen_hf.fine_tuning.step import DTYPES, TrainingStep
@@ -41,7 +42,7 @@ class Validation:
             The metrics, and the images (B, 3, H, W) in [0, 1], class by class.
                 alignment: mean cosine of an image with "photo of {name}" under the reward's CLIP;
                 class_accuracy: of zero-shot classification under `eval_clip_model`, by default the reward's CLIP;
-                distance_within_class: see `distance_within_class`, under the same CLIP;
+                distance_within_class: mean of 1 - cos over pairs of images of one class, under the same CLIP;
                 quality: mean score in [1, 5], where the run has a scorer.
         """
         step, accelerator, per_class = self._step, self._step.accelerator, self._step.config.validation_images_per_class
@@ -55,10 +56,12 @@ class Validation:
         rows = sorted(gather_object(seen), key=lambda row: row[0])
         columns = [torch.stack(column) for column in list(zip(*rows, strict=True))[1:]]
         class_ids, images, features, alignment, *quality = columns
+        by_class = features.unflatten(0, (-1, per_class))
+        once = torch.ones(1, *by_class.shape[:2], dtype=torch.float64)
         metrics = {
             "alignment": alignment.mean().item(),
             "class_accuracy": ((features @ self._texts.T).argmax(1) == class_ids).float().mean().item(),
-            "distance_within_class": distance_within_class(features, class_ids),
+            "distance_within_class": distance_within_class(once, by_class).item(),
         }
         if quality:
             metrics["quality"] = quality[0].mean().item()
@@ -76,16 +79,6 @@ class Validation:
         columns = [images, self._clip.image_features(images), alignment]
         columns += [step.loss.scorer(images)] if step.loss.scorer else []
         return [class_ids, *(column.float().cpu() for column in columns)]
-
-
-def distance_within_class(features: Tensor, class_ids: Tensor) -> float:
-    """Mean over classes of the mean of 1 - cos over pairs of one class, for L2-normalised features (B, D)."""
-    distances = []
-    for class_id in class_ids.unique():
-        own = features[class_ids == class_id].double()
-        n = len(own)
-        distances.append(1 - (own.sum(0).square().sum() - n) / (n * (n - 1)))
-    return torch.stack(distances).mean().item()
 
 
 def choose_step(rows: list[dict]) -> int:

@@ -1,11 +1,11 @@
-"""The parts of a run: batches, the rule that chooses a step, the distance within a class, journals."""
+"""The parts of a run: batches, the rule that chooses a step, journals."""
 
 import pytest
 import torch
 
 from lbgen_hf.fine_tuning.batches import sample_batch
 from lbgen_hf.fine_tuning.checkpoints import Journal, remove_old
-from lbgen_hf.fine_tuning.validation import choose_step, distance_within_class
+from lbgen_hf.fine_tuning.validation import choose_step
 
 
 def test_batches_depend_on_the_image_numbers_alone():
@@ -26,17 +26,6 @@ def test_the_rule_that_chooses_a_step():
     hacked = [base | {"step": 20 + i, "alignment": 0.9, name: value} for i, (name, value) in enumerate(worse.items())]
     assert choose_step([base, good, *hacked]) == 10
     assert choose_step([base, *hacked]) == 0
-
-
-def test_distance_within_class_by_pairs():
-    features = torch.nn.functional.normalize(torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
-    class_ids = torch.tensor([0, 1, 0, 1, 0, 1, 1])
-    means = []
-    for rows in ([0, 2, 4], [1, 3, 5, 6]):
-        means.append(
-            sum(1 - features[i] @ features[j] for i in rows for j in rows if i < j) / (len(rows) * (len(rows) - 1) / 2)
-        )
-    assert distance_within_class(features, class_ids) == pytest.approx(sum(means).item() / 2, abs=1e-6)
 
 
 def test_a_journal_forgets_what_is_replayed_and_a_line_cut_by_a_kill(tmp_path):
