@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -12,8 +13,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 from transformers import CLIPTokenizer
 
-from lbgen_hf.biaslab.captions import vocabulary
-from lbgen_hf.biaslab.scenes import TEXTURE_NAMES, render, sample_scenes
+from lbgen_hf.biaslab.captions import caption_scenes, vocabulary
+from lbgen_hf.biaslab.judge import ATTRIBUTES
+from lbgen_hf.biaslab.scenes import SHAPE_NAMES, TEXTURE_NAMES, render, sample_scenes
 from lbgen_hf.errors import UserError
 
 SCRIPTS = Path(__file__).parents[2] / "training" / "biaslab"
@@ -23,8 +25,8 @@ SCRIPTS = Path(__file__).parents[2] / "training" / "biaslab"
 def scripts_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     yield
-    for name in ["trainer", "tokenizer", "text_tower", "train_autoencoder", "train_clip", "reproduce"]:
-        sys.modules.pop(name, None)
+    for script in SCRIPTS.glob("*.py"):
+        sys.modules.pop(script.stem, None)
 
 
 def test_encoder_of_convolutions_computes_the_principal_components():
@@ -173,3 +175,25 @@ def test_minutes_of_an_interrupted_model_add_up_beside_what_was_measured(tmp_pat
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["clip"]["steps"] == 2
     assert results["minutes"] == {"clip": 3.2}
+
+
+def test_a_caption_of_a_class_of_two_shapes_is_right_with_either():
+    from measure_diffusion import measure_captions
+
+    scenes = sample_scenes(400, seed=900_004)
+    captions = caption_scenes(scenes, mention=1.0, templates=["{}"])
+    seen = {name: getattr(scenes, f"{name}s").clone() for name in ATTRIBUTES}
+    other = {SHAPE_NAMES.index(a): SHAPE_NAMES.index(b) for a, b in (("bowtie", "longbow"), ("longbow", "bowtie"))}
+
+    def share_right_with_the_other_shape(word: str) -> float:
+        shapes = [
+            other.get(s, s) if word in caption.split() else s
+            for caption, s in zip(captions, scenes.shapes.tolist(), strict=True)
+        ]
+        assert shapes != scenes.shapes.tolist()
+        judge = SimpleNamespace(judge=lambda images: seen | {"shape": torch.tensor(shapes)})
+        results, _ = measure_captions(lambda **call: SimpleNamespace(images=torch.zeros(50, 3, 8, 8)), judge, 400)
+        return results["caption_shape"]
+
+    assert share_right_with_the_other_shape("bow") == 1
+    assert share_right_with_the_other_shape("bowtie") < 1

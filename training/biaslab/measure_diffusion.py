@@ -16,8 +16,13 @@ from lbgen_hf import LbGenPipeline
 from lbgen_hf.biaslab.captions import caption_scenes
 from lbgen_hf.biaslab.judge import ATTRIBUTES, Judge
 from lbgen_hf.biaslab.measure import agreement, judge_images, measure, sample_images
-from lbgen_hf.biaslab.scenes import CLASSES, sample_scenes
+from lbgen_hf.biaslab.scenes import CLASS_OF_SHAPE, CLASSES, SHAPE_NAMES, sample_scenes
 from lbgen_hf.errors import report_errors
+
+
+def names_shape(caption: str, shape: str) -> bool:
+    """Whether the shape is one that the caption's word for it stands for: "bow" stands for two."""
+    return not {shape, CLASS_OF_SHAPE.get(shape)}.isdisjoint(caption.split())
 
 
 def measure_captions(pipe: LbGenPipeline, judge: Judge, num_captions: int) -> tuple[dict[str, float], torch.Tensor]:
@@ -32,11 +37,14 @@ def measure_captions(pipe: LbGenPipeline, judge: Judge, num_captions: int) -> tu
         ]
     )
     seen = judge.judge(images)
+    shapes = [SHAPE_NAMES[shape] for shape in seen["shape"].tolist()]
+    right = {name: seen[name] == getattr(scenes, f"{name}s") for name in ATTRIBUTES}
+    right["shape"] = torch.tensor(list(map(names_shape, captions, shapes)))
     results = {}
     for name in ATTRIBUTES:
         truth = getattr(scenes, f"{name}s")
         named = truth > 0 if name != "shape" else torch.ones_like(truth, dtype=torch.bool)
-        results[f"caption_{name}"] = (seen[name] == truth)[named].float().mean().item()
+        results[f"caption_{name}"] = right[name][named].float().mean().item()
         results[f"num_caption_{name}"] = int(named.sum())
     return results, images
 
