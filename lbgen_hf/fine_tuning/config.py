@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF009  HfArg is dataclasses.field
 
+import argparse
 import dataclasses
 import functools
 import types
@@ -40,6 +41,13 @@ _HOUSEKEEPING = {
 _FREE_ON_RESUME = _HOUSEKEEPING | {
     *("max_train_steps", "num_train_epochs", "keep"),
     *("train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"),
+}
+
+# What only one alignment has; every other option is of both.
+_ALIGNMENT_OF = {
+    **dict.fromkeys(("entire_weight", "individual_weight", "real_classes", "discriminator_activation"), "paper"),
+    **dict.fromkeys(("context_weight", "class_weight", "class_scale", "discriminator_updates"), "context_swap"),
+    **dict.fromkeys(("context_shift", "context_direction", "context_bank_size"), "context_swap"),
 }
 
 
@@ -140,7 +148,7 @@ class LbGenConfig:
     discriminator_hidden_size: Count | None = HfArg(
         default=None, help="Default: the width of CLIP's features; 128 for context_swap."
     )
-    discriminator_activation: Literal["relu", "leaky_relu"] = HfArg(default="relu", help="Activation of D.")
+    discriminator_activation: Literal["relu", "leaky_relu"] = HfArg(default="relu", help="Activation of D, of paper.")
     discriminator_warmup_epochs: NotNegative = HfArg(default=0.0, help="Epochs in which D alone is trained, first.")
 
     discriminator_updates: Count = HfArg(default=5, help="Updates of D in each step, of context_swap.")
@@ -209,9 +217,14 @@ class LbGenConfig:
         """
         return dataclasses.replace(parse_config([f"--config={path}" for path in paths]), **overrides)
 
+    def settings(self) -> dict[str, Any]:
+        """Every field but those that only another alignment has."""
+        strangers = _strangers(self.alignment)
+        return {name: value for name, value in vars(self).items() if name not in strangers}
+
     def to_dict(self) -> dict[str, Any]:
         """What decides the result of the run, field by field, as YAML stores it; fields that are None are omitted."""
-        values = {name: value for name, value in vars(self).items() if name not in _HOUSEKEEPING}
+        values = {name: value for name, value in self.settings().items() if name not in _HOUSEKEEPING}
         return {name: value for name, value in values.items() if value is not None}
 
     def differences(self) -> dict[str, Any]:
@@ -221,7 +234,12 @@ class LbGenConfig:
 
     def fixed_settings(self) -> dict[str, str]:
         """What must not change when the run is resumed, as text."""
-        return {name: str(value) for name, value in vars(self).items() if name not in _FREE_ON_RESUME}
+        return {name: str(value) for name, value in self.settings().items() if name not in _FREE_ON_RESUME}
+
+
+def _strangers(alignment: str) -> set[str]:
+    """The fields that only another alignment has."""
+    return {name for name, owner in _ALIGNMENT_OF.items() if owner != alignment}
 
 
 def _check(name: str, value: object, hint: Any) -> None:
@@ -255,12 +273,35 @@ def parse_config(
         config_folder: where a base model's own config is, for a command line without `--config`: see `companions_of`.
 
     Raises:
-        UserError: an option that is unknown or has a bad value, or a config that cannot be read.
+        UserError: an option that is unknown or only another alignment's, a bad value, or a config that cannot be read.
     """
     parser = parser or make_parser()
     given = parser.parse_args(arguments)
     configs, own = given.config, companions_of(given.pretrained_model_name_or_path).training_config
     if not configs and config_folder and own:
         configs = [config_folder / own]
-    earlier = [argument for path in configs for argument in read_yaml(path, parser)]
-    return parser.parse_args_into_dataclasses([*earlier, *arguments], look_for_args_file=False)[0]
+    layers = [*(read_yaml(path, parser) for path in configs), arguments]
+    everything = [argument for layer in layers for argument in layer]
+    config = parser.parse_args_into_dataclasses(everything, look_for_args_file=False)[0]
+    _check_alignment(config.alignment, [_given(layer, parser) for layer in layers])
+    return config
+
+
+def _given(arguments: Sequence[str], parser: HfArgumentParser) -> set[str]:
+    """The fields that a command line gives, be it their default."""
+    nothing = argparse.Namespace(**dict.fromkeys(field.name for field in dataclasses.fields(LbGenConfig)))
+    return {name for name, value in vars(parser.parse_args(arguments, nothing)).items() if value is not None}
+
+
+def _check_alignment(alignment: str, layers: list[set[str]]) -> None:
+    """Refuse options that only another alignment has, given where the alignment was chosen or later.
+
+    What comes before that is overruled with the alignment that it was for, as tiny.yaml's weights by context_swap.yaml.
+    """
+    given: set[str] = set()
+    for layer in layers:
+        given = layer if "alignment" in layer else given | layer
+    if strangers := sorted(given & _strangers(alignment)):
+        raise UserError(
+            f"the alignment {alignment} has no {', '.join(strangers)}: leave that out, or choose another alignment"
+        )

@@ -124,7 +124,7 @@ class LbGenTrainer:
             if checkpoint and (kept := checkpoint / self._best.name).is_dir():
                 write_folder(self._best, lambda best: shutil.copytree(kept, best, dirs_exist_ok=True))
             self._announce(step)
-        self.accelerator.init_trackers("lbgen", {name: str(value) for name, value in vars(config).items()})
+        self.accelerator.init_trackers("lbgen", {name: str(value) for name, value in config.settings().items()})
 
         if validation and start == 0:
             self._validate(validation, step, 0)

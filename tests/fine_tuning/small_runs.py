@@ -25,7 +25,7 @@ def train(config: LbGenConfig) -> Path:
 
 
 def command_line(config: LbGenConfig) -> list[str]:
-    return [f"--{name}={value}" for name, value in vars(config).items() if value is not None]
+    return [f"--{name}={value}" for name, value in config.settings().items() if value is not None]
 
 
 def launch(arguments: list[str], processes: int = 1, **environment: str) -> list[subprocess.Popen]:

@@ -199,6 +199,35 @@ def test_a_bad_command_line_is_one_line(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--alignment", "context_swap", "--individual_weight", "1"], "context_swap has no individual_weight"),
+        (["--class_scale", "10", "--context-shift=0.6"], "the alignment paper has no class_scale, context_shift"),
+        (["--config", "swap.yaml"], "the alignment context_swap has no real_classes"),
+        (["--config", str(CONFIGS / "context_swap.yaml"), "--real_classes=first"], "context_swap has no real_classes"),
+    ],
+)
+def test_an_option_of_another_alignment_is_refused_be_it_the_default(arguments, message, tmp_path, monkeypatch):
+    (tmp_path / "swap.yaml").write_text("alignment: context_swap\nreal_classes: others\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        parse_config(arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_another_alignment_are_overruled_with_it_and_not_listed():
+    """Those of tiny.yaml by context_swap.yaml, or by the command line."""
+    swap = LbGenConfig.from_yaml(CONFIGS / "tiny.yaml", CONFIGS / "context_swap.yaml")
+    for config in (swap, parse_config(["--alignment", "context_swap"], config_folder=CONFIGS)):
+        for listed in (config.to_dict(), config.differences(), config.fixed_settings()):
+            assert not {"entire_weight", "individual_weight", "discriminator_activation"} & listed.keys()
+    assert swap.to_dict()["context_shift"] == 0.6
+    assert "context_shift" not in LbGenConfig().to_dict()
+    assert LbGenConfig().to_dict()["individual_weight"] == 1
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"lora_rank: many", "invalid int value: 'many'"),

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from lbgen_hf.biaslab import MODELS
@@ -84,8 +85,12 @@ def test_the_card_trains_the_lora_again(card, tmp_path, monkeypatch):
     assert parse_config(command).to_dict() == LbGenConfig(**options).to_dict()
 
 
-def test_the_shipped_lora_has_such_a_card(monkeypatch):
-    card = ModelCard.load(MODELS / "lora" / "README.md", ignore_metadata_errors=False)
+@pytest.mark.parametrize("name", ["lora", "lora_context_swap"])
+def test_a_shipped_lora_has_such_a_card(name, monkeypatch):
+    card = ModelCard.load(MODELS / name / "README.md", ignore_metadata_errors=False)
     assert (card.data.base_model, card.data.license) == ("lbgen-tiny", "apache-2.0")
-    monkeypatch.chdir(MODELS / "lora")
-    assert parse_config(command_of(card)).to_dict() == LbGenConfig.from_yaml(CONFIG_FILE).to_dict()
+    monkeypatch.chdir(MODELS / name)
+    config = parse_config(command_of(card))
+    assert config.to_dict() == yaml.safe_load(Path(CONFIG_FILE).read_text(encoding="utf-8"))
+    listed = [line for line in card.text.splitlines() if line.startswith("- `")]
+    assert listed == [f"- `{setting}`: {value}" for setting, value in config.differences().items()]
