@@ -182,7 +182,7 @@ class LbGenPipeline(StableDiffusionPipeline):
             revision = kwargs.pop("revision", None)
             base = base_model_of(source, revision=revision, **hub)
         pipe = cls.from_pretrained(base, **kwargs)
-        pipe.load_lora_weights(source, weight_name=LORA_FILE, revision=revision, **hub)
+        pipe.load_lora_weights(source, revision=revision, **hub)
         return pipe
 
     @classmethod
@@ -209,9 +209,6 @@ class LbGenPipeline(StableDiffusionPipeline):
         if not isinstance(source, dict):
             source = resolve(source, "lora")
             name, explained = repr(source), loading(source, "LoRA")
-            # diffusers would ask the Hub for the file's name
-            if constants.HF_HUB_OFFLINE and not Path(source).exists():
-                kwargs.setdefault("weight_name", LORA_FILE)
         before = self._adapter_names()
         if adapter_name in before and not kwargs.get("hotswap"):
             raise UserError(
@@ -225,6 +222,9 @@ class LbGenPipeline(StableDiffusionPipeline):
         if any(file and not str(file).endswith(".safetensors") for file in files):
             raise UserError(f"the LoRA {name} is no safetensors file, and no others are loaded")
         with explained, _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_base"):
+            if not isinstance(source, dict) and not kwargs.keys() & {"weight_name", "subfolder"}:
+                hub = {option: kwargs[option] for option in ("revision", *_HUB_OPTIONS) if option in kwargs}
+                source = str(find_lora(source, **hub) or source)  # diffusers knows how to look for another name
             try:
                 super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
             except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
@@ -650,6 +650,19 @@ def is_lora(source: str | Path, **hub) -> bool:
     if find_file(source, LORA_FILE, **hub):
         return True
     raise FileNotFoundError(f"there is neither {PIPELINE_FILE} nor {LORA_FILE}")
+
+
+def find_lora(source: str | Path, **hub) -> Path | None:
+    """The weights of a LoRA: the file itself, or that of a folder or Hub repo, None where it has another name.
+
+    Raises:
+        FileNotFoundError: the Hub cannot be asked, and the cache does not have it.
+    """
+    file = Path(source) if Path(source).is_file() else find_file(source, LORA_FILE, **hub)
+    offline = constants.HF_HUB_OFFLINE or hub.get("local_files_only")
+    if file is None and offline and not Path(source).exists():
+        raise FileNotFoundError(f"there is no {LORA_FILE}")
+    return file
 
 
 def base_model_of(source: str | Path, **hub) -> str:

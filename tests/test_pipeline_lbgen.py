@@ -554,13 +554,17 @@ def test_an_empty_folder_is_no_model(tmp_path):
         LbGenPipeline.from_pretrained(tmp_path)
 
 
-def test_a_lora_in_the_hubs_cache_needs_no_network(offline, fresh_pipe, lora_folder, tmp_path):
+@pytest.mark.parametrize("network", ["offline", "unreachable"])
+def test_a_lora_in_the_hubs_cache_needs_no_network(network, request, fresh_pipe, lora_folder, tmp_path):
+    request.getfixturevalue(network)
     repo = tmp_path / "models--user--lora"
     shutil.copytree(lora_folder, repo / "snapshots" / ("0" * 40))
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("0" * 40)
     fresh_pipe.load_lora_weights("user/lora", cache_dir=tmp_path)
     assert fresh_pipe.get_active_adapters()
+    with pytest.raises(UserError, match="no LoRA .user/other.: it is not a folder here"):
+        fresh_pipe.load_lora_weights("user/other", cache_dir=tmp_path, local_files_only=True)
 
 
 def test_a_missing_lora_is_one_line(offline, fresh_pipe, tmp_path):

@@ -22,6 +22,7 @@ from lbgen_hf.pipeline_lbgen import (
     LbGenPipeline,
     base_model_of,
     find_file,
+    find_lora,
     is_lora,
     saved_classes,
     warn_of_same_tokens,
@@ -269,7 +270,7 @@ def _load_pipeline(settings: Settings, device: torch.device) -> LbGenPipeline:
     pipe = LbGenPipeline.from_pretrained(settings.model, dtype=DTYPES[settings.dtype], **hub)
     _fuse(pipe)  # a model may itself be a LoRA: the next one would take its place
     if settings.lora:
-        pipe.load_lora_weights(_lora_file(settings.lora))  # which needs no network where the cache has it
+        pipe.load_lora_weights(settings.lora)
         _fuse(pipe)
     pipe.to(device)
     if device.type == "cuda":
@@ -358,7 +359,7 @@ def _lora_file(lora: str) -> Path:
     """The weights of an adapter: a file, or that of a folder or a Hub repo."""
     lora = resolve(lora, "lora")
     with loading(lora, "LoRA"):
-        file = Path(lora) if Path(lora).is_file() else find_file(lora, LORA_FILE)
+        file = find_lora(lora)
         if file is None:
             raise FileNotFoundError(f"there is no {LORA_FILE}")
     return file
