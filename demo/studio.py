@@ -16,6 +16,7 @@ from torch import Tensor
 from lbgen_hf import LbGenPipeline, UserError, image_seed
 from lbgen_hf.checks import check_number
 from lbgen_hf.devices import pick_device
+from lbgen_hf.pipeline_lbgen import base_of
 from lbgen_hf.rewards.clip_features import ClipFeatures
 from lbgen_hf.rewards.quality import load_quality_scorer
 from lbgen_hf.rewards.quality.loading import check_scorer
@@ -118,7 +119,7 @@ class Studio:
         device: str | None = None,
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
-        companions, chosen = companions_of(model), pick_device(device)
+        companions, chosen = companions_of(base_of(model)), pick_device(device)
         if scorer:
             check_scorer(scorer)  # before a model is loaded
         names = short_names([model, *loras])
@@ -134,7 +135,8 @@ class Studio:
         if adapters := self.pipe.get_active_adapters():  # the model is itself a LoRA on its base
             self.loras[self.name] = model
             self._adapters[self.name] = adapters
-        for name, source in {names[source]: source for source in loras}.items() or companions.loras.items():
+        known = {} if adapters else companions.loras
+        for name, source in ({names[source]: source for source in loras} or known).items():
             if name not in self.loras:
                 report(f"loading the LoRA {name}")
                 self._add_lora(name, source)

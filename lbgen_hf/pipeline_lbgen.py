@@ -682,6 +682,20 @@ def base_model_of(source: str | Path, **hub) -> str:
     return base
 
 
+def base_of(model: str | Path, revision: str | None = None) -> str:
+    """The pipeline that a model's weights are of: a LoRA's base, any other model itself; no weights are loaded.
+
+    Raises:
+        UserError: there is no such model, or it is a LoRA that names no base.
+    """
+    source = resolve(model, "pipeline")
+    with loading(source, "model", [LBGEN_TINY]):
+        if not is_lora(source, revision=revision):
+            return str(model)
+        base = base_model_of(source, revision=revision)
+    return base_of(base)
+
+
 def saved_classes(folder: str | Path) -> tuple[list[str] | None, list[str | None] | None]:
     """Class names and wnids as `LbGenPipeline.from_pretrained` finds them in a saved pipeline, without loading it."""
     config: Any = LbGenPipeline.load_config(folder)

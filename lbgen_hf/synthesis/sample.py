@@ -21,6 +21,7 @@ from lbgen_hf.pipeline_lbgen import (
     LORA_FILE,
     LbGenPipeline,
     base_model_of,
+    base_of,
     find_file,
     find_lora,
     is_lora,
@@ -28,7 +29,7 @@ from lbgen_hf.pipeline_lbgen import (
     warn_of_same_tokens,
 )
 from lbgen_hf.sampling import CachedUNet, build_scheduler, sample_latents
-from lbgen_hf.shipped import LBGEN_TINY, companions_of, resolve
+from lbgen_hf.shipped import LBGEN_TINY, Companions, companions_of, resolve
 from lbgen_hf.synthesis.plan import Row, Settings
 
 # Classes encoded together: always the same ones, so that a prompt's embedding never depends on who asks first.
@@ -167,8 +168,8 @@ class Job:
         device: default: the fastest there is.
         dtype: float32, float16 or bfloat16; default: float16 on CUDA, else float32.
         compile_unet: with `torch.compile`.
-        scorer: of the quality threshold, as `load_quality_scorer` takes it; default: lbgen-tiny's own for lbgen-tiny,
-            else the paper's.
+        scorer: of the quality threshold, as `load_quality_scorer` takes it; default: lbgen-tiny's own for lbgen-tiny
+            and its LoRAs, else the paper's.
         options: further fields of `Settings`.
     """
 
@@ -198,11 +199,11 @@ class Job:
             raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
         if dtype == "float16" and device.type == "cpu":
             raise UserError("float16 is too slow and imprecise on a CPU; give --dtype float32 or bfloat16")
-        companions, thresholds = companions_of(self.model), {}
+        thresholds = {}
         if self.options.get("min_clip_score") is not None:
-            thresholds["clip_model"] = companions.clip_model
+            thresholds["clip_model"] = self._companions().clip_model
         if self.options.get("min_quality") is not None:
-            scorer = companions.quality_scorer if self.scorer is None else self.scorer
+            scorer = self._companions().quality_scorer if self.scorer is None else self.scorer
             check_scorer(scorer)  # before it is loaded
             thresholds["quality_scorer"] = scorer
         elif self.scorer is not None:
@@ -223,6 +224,10 @@ class Job:
         names = names or model_names
         wnids = tuple(wnid for wnid in names.wnids if wnid)
         return settings_of(classes=names.names, wnids=wnids if len(wnids) == len(names.names) else None, **weights)
+
+    def _companions(self) -> Companions:
+        """Those of the base model, where the model is a LoRA."""
+        return companions_of(base_of(self.model, self.revision))
 
     def prepare(self) -> tuple[Settings, PipelineSampler]:
         """`resolve`, then `load_sampler`."""

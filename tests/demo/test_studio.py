@@ -10,6 +10,8 @@ import torch
 from studio import BASE, LIMITS, MAX_CLASSES, Request, Studio, short_names
 from transformers import BatchFeature
 
+from lbgen_hf.biaslab import MODELS
+
 GOOD = {"images_per_class": 1, "seed": 0, "steps": 4, "guidance_scale": 2.0, "lora_scale": 1.0}
 
 
@@ -136,6 +138,13 @@ def test_a_model_that_is_a_lora_is_compared_with_its_base(lora_folder: Path, sec
     assert studio.variants == (BASE, lora_folder.name, "other.v2")
     images = run(studio, request(studio.variants[1:], (1,)))
     assert (pixels(images[lora_folder.name]) != pixels(images["other.v2"])).any()
+
+
+def test_a_lora_has_the_clip_and_the_scorer_of_its_base() -> None:
+    messages = []
+    studio = Studio(str(MODELS / "lora"), device="cpu", report=messages.append)
+    assert studio.variants == (BASE, "lora")
+    assert [message.split()[-1] for message in messages[1:]] == ["lbgen-tiny", "lbgen-tiny"]
 
 
 def test_it_says_what_it_loads(lora_folder: Path, clip_dir: Path) -> None:

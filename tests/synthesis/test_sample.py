@@ -11,6 +11,7 @@ import pytest
 import torch
 from stand_in import read_rows
 
+from lbgen_hf.biaslab import MODELS
 from lbgen_hf.errors import UserError
 from lbgen_hf.pipeline_lbgen import LORA_FILE, LbGenPipeline
 from lbgen_hf.synthesis.generate import generate
@@ -274,8 +275,9 @@ def test_a_threshold_names_its_scorer(sd_folder: Path):
     assert (settings.clip_model, settings.quality_scorer) == ("ViT-L-14", "qalign")
     settings = Job(str(sd_folder), device="cpu", scorer="pyiqa:musiq", options=options).resolve()
     assert settings.quality_scorer == "pyiqa:musiq"
-    settings = Job(device="cpu", options=options).resolve()
-    assert (settings.clip_model, settings.quality_scorer) == ("lbgen-tiny", "lbgen-tiny")
+    for model in ("lbgen-tiny", MODELS / "lora"):  # which is a LoRA of lbgen-tiny
+        settings = Job(str(model), device="cpu", options=options).resolve()
+        assert (settings.clip_model, settings.quality_scorer) == ("lbgen-tiny", "lbgen-tiny")
     settings = Job(device="cpu", options={"images_per_class": 1}).resolve()
     assert (settings.clip_model, settings.quality_scorer) == (None, None)
 
