@@ -8,8 +8,10 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -201,7 +203,7 @@ class LbGenPipeline(StableDiffusionPipeline):
         """As in diffusers, from safetensors alone; "lbgen-tiny" is the LoRA that is shipped for this model.
 
         Raises:
-            UserError: the LoRA is missing, was made for another model, has weights that are not finite, or its adapter
+            UserError: the LoRA is missing, has weights that do not fit this model or are not finite, or its adapter
                 name is taken.
         """
         source, name = pretrained_model_name_or_path_or_dict, "given"
@@ -209,8 +211,8 @@ class LbGenPipeline(StableDiffusionPipeline):
         if not isinstance(source, dict):
             source = resolve(source, "lora")
             name, explained = repr(source), loading(source, "LoRA")
-        before = self._adapter_names()
-        if adapter_name in before and not kwargs.get("hotswap"):
+        taken, hotswap = self._adapter_names(), kwargs.get("hotswap")
+        if adapter_name in taken and not hotswap:
             raise UserError(
                 f"the adapter name {adapter_name!r} is taken: give another adapter_name, or first delete_adapters"
                 f"({adapter_name!r})"
@@ -221,24 +223,49 @@ class LbGenPipeline(StableDiffusionPipeline):
             files.append(source)
         if any(file and not str(file).endswith(".safetensors") for file in files):
             raise UserError(f"the LoRA {name} is no safetensors file, and no others are loaded")
-        with explained, _quiet("diffusers.loaders.peft", "diffusers.loaders.lora_base"):
-            if not isinstance(source, dict) and not kwargs.keys() & {"weight_name", "subfolder"}:
-                hub = {option: kwargs[option] for option in ("revision", *_HUB_OPTIONS) if option in kwargs}
-                source = str(find_lora(source, **hub) or source)  # diffusers knows how to look for another name
-            try:
-                super().load_lora_weights(source, adapter_name=adapter_name, **kwargs)
-            except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
-                if isinstance(error, HFValidationError):
-                    raise
-                raise UserError(f"the LoRA {name} does not fit this model: {first_line(error)}") from error
-        added = self._adapter_names() - before
-        if not added and not kwargs.get("hotswap"):
-            raise UserError(f"the LoRA {name} does not fit this model: it has nothing for its UNet or text encoder")
+        # One for the UNet and the text encoder, of which diffusers would number each by itself.
+        adapter_name = adapter_name or next(new for i in itertools.count() if (new := f"default_{i}") not in taken)
         try:
+            with explained, _quiet():
+                if not isinstance(source, dict) and not kwargs.keys() & {"weight_name", "subfolder"}:
+                    hub = {option: kwargs[option] for option in ("revision", *_HUB_OPTIONS) if option in kwargs}
+                    source = str(find_lora(source, **hub) or source)  # diffusers knows how to look for another name
+                if misfit := self._add_lora(source, adapter_name, kwargs):
+                    model = f"the model {self.name_or_path!r}" if self.name_or_path else "this model"
+                    raise UserError(f"the LoRA {name} does not fit {model}: {misfit}")
             check_finite_weights(f"the LoRA {name}", self.unet)
         except UserError:
-            self.delete_adapters(list(added))
+            if not taken:
+                self.unload_lora_weights()  # empty layers too
+            elif not hotswap:
+                self.delete_adapters(adapter_name)
             raise
+
+    def _add_lora(self, source: str | dict, adapter_name: str, options: dict[str, Any]) -> str | None:
+        """Put a LoRA on the UNet and the text encoder, and say what of it does not fit, which diffusers only logs."""
+        weights = {}
+        try:
+            weights, *_ = self.lora_state_dict(source, **options)
+            super().load_lora_weights(source, adapter_name=adapter_name, **options)
+        except (RuntimeError, LookupError, ValueError, SafetensorError) as error:
+            if isinstance(error, HFValidationError):
+                raise
+            if "mismatch" in str(error):
+                return f"{str(error).count('size mismatch for') or 'some'} of its weights have another shape"
+            # Where no module is found, diffusers has no rank to look up, or peft no target.
+            missing = isinstance(error, LookupError) or "Target modules" in str(error)
+            if not missing or not weights or options.get("hotswap"):
+                return first_line(error)
+        if options.get("hotswap"):
+            return None  # diffusers has compared them
+        modules = [module for module in (self.unet, self.text_encoder) if module is not None]
+        parameters = [name for module in modules for name, _ in module.named_parameters()]
+        # They are called "...lora_A.{adapter_name}.weight".
+        loaded = sum(name.partition(".lora_")[2].split(".")[1:2] == [adapter_name] for name in parameters)
+        if not weights:
+            return "it is empty"
+        unfit = abs(len(weights) - loaded)
+        return f"{unfit} of its {len(weights)} weights have no place in it" if unfit else None
 
     def _adapter_names(self) -> set[str]:
         return {name for names in self.get_list_adapters().values() for name in names}
@@ -707,14 +734,17 @@ def saved_classes(folder: str | Path) -> tuple[list[str] | None, list[str | None
 
 
 @contextlib.contextmanager
-def _quiet(*logger_names: str) -> Iterator[None]:
-    """Silence loggers that report what is raised as well, or that a LoRA leaves the text encoder alone."""
-    loggers = [logging.getLogger(name) for name in logger_names]
+def _quiet() -> Iterator[None]:
+    """Silence what tells of a LoRA that does not fit, which is raised here, or leaves the text encoder alone."""
+    names = ("loaders.peft", "loaders.lora_base", "utils.peft_utils")
+    loggers = [logging.getLogger(f"diffusers.{name}") for name in names]
+    loggers.append(logging.getLogger("transformers.integrations.peft"))
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

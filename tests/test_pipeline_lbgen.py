@@ -1,5 +1,6 @@
 """LbGenPipeline with tiny random components: labels, seeds, loading, and what it inherits from diffusers."""
 
+import logging
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import CLASS_LABELS, CLASS_WNIDS, LORA_ALPHA, LORA_RANK, make_components, save_lora
 
@@ -45,6 +47,17 @@ def fresh_pipe(sd_folder) -> LbGenPipeline:
 @pytest.fixture
 def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def library_log(caplog):
+    """What diffusers and transformers log, which they keep from the root logger."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    yield caplog
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)
 
 
 # Labels
@@ -431,13 +444,15 @@ def test_dtype_is_float32_unless_told_otherwise(pipe, sd_folder, tmp_path):
     assert (sample(again, "star", seed=0) - sample(pipe, "star", seed=0)).abs().max() < 0.05
 
 
-def test_a_lora_repo_loads_its_base(pipe, lora_folder, fresh_pipe):
+def test_a_lora_repo_loads_its_base(pipe, lora_folder, fresh_pipe, library_log):
     adapted = load(lora_folder)
     assert adapted.class_labels == CLASS_LABELS
     config = adapted.unet.peft_config[adapted.get_active_adapters()[0]]
     assert (config.r, config.lora_alpha) == (LORA_RANK, LORA_ALPHA)
 
+    library_log.clear()
     fresh_pipe.load_lora_weights(lora_folder)
+    assert not library_log.records
     sampled, base = sample(adapted, "star", seed=0), sample(pipe, "star", seed=0)
     assert torch.equal(sampled, sample(fresh_pipe, "star", seed=0))
     assert (sampled - base).abs().max() > 3e-3
@@ -458,15 +473,18 @@ def test_a_lora_without_a_base_says_so(lora_folder, tmp_path, card):
         LbGenPipeline.from_pretrained(tmp_path)
 
 
-def test_a_lora_of_another_shape_is_refused_and_leaves_the_pipeline_as_it_was(fresh_pipe, sd_folder, tmp_path, caplog):
+def test_a_lora_of_another_shape_is_refused_and_leaves_the_pipeline_as_it_was(
+    fresh_pipe, sd_folder, tmp_path, library_log
+):
     save_lora(tmp_path, make_components(width=12)["unet"], str(sd_folder))
     expected = sample(fresh_pipe, "star", seed=0)
-    with pytest.raises(UserError, match="does not fit this model") as error:
+    with pytest.raises(UserError, match="does not fit the model") as error:
         fresh_pipe.load_lora_weights(tmp_path)
+    assert re.search(r": \d+ of its weights have another shape$", str(error.value))
     assert "\n" not in str(error.value)
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert not library_log.records
     assert torch.equal(sample(fresh_pipe, "star", seed=0), expected)
-    with pytest.raises(UserError, match="does not fit this model"):
+    with pytest.raises(UserError, match="does not fit the model"):
         LbGenPipeline.from_pretrained(tmp_path)
 
 
@@ -474,8 +492,67 @@ def test_a_lora_of_another_shape_is_refused_and_leaves_the_pipeline_as_it_was(fr
 def test_a_lora_for_other_layers_is_refused(fresh_pipe, lora_folder, tmp_path, old, new):
     weights = load_file(lora_folder / LORA_FILE)
     save_file({name.replace(old, new): weight for name, weight in weights.items()}, tmp_path / LORA_FILE)
-    with pytest.raises(UserError, match="does not fit this model"):
+    with pytest.raises(UserError, match="does not fit the model"):
         fresh_pipe.load_lora_weights(tmp_path)
+
+
+def text_lora(layer: int) -> dict[str, torch.Tensor]:
+    """A LoRA of one projection of the text encoder, which has two layers."""
+    name = f"text_encoder.text_model.encoder.layers.{layer}.self_attn.q_proj"
+    torch.manual_seed(0)
+    return {f"{name}.lora_A.weight": torch.randn(2, 32), f"{name}.lora_B.weight": torch.randn(32, 2)}
+
+
+@pytest.mark.parametrize("with_metadata", [True, False])
+@pytest.mark.parametrize(
+    ("changed", "unfit"),
+    [
+        (lambda weights: {name.replace("mid_block", "mid_blocks"): value for name, value in weights.items()}, 16),
+        (lambda weights: {name.replace("unet.up", "unet_2.up"): value for name, value in weights.items()}, 32),
+        (lambda weights: {name.replace("unet.", "transformer."): value for name, value in weights.items()}, 64),
+        (lambda weights: dict(list(weights.items())[1:]), 1),
+        (lambda weights: weights | text_lora(9), 2),
+        (lambda weights: weights | text_lora(1) | text_lora(9), 2),
+    ],
+    ids=[
+        "lacks modules",
+        "lacks a part",
+        "lacks all",
+        "half a pair",
+        "lacks the text layers",
+        "lacks a text layer",
+    ],
+)
+def test_a_lora_that_fits_in_part_is_refused(
+    fresh_pipe, lora_folder, tmp_path, changed, unfit, with_metadata, library_log, recwarn
+):
+    with safe_open(lora_folder / LORA_FILE, "pt") as file:
+        metadata = file.metadata()
+    weights = changed(load_file(lora_folder / LORA_FILE))
+    if not with_metadata or any("text" in name for name in weights):  # which it has for the UNet alone
+        metadata = None
+    save_file(weights, tmp_path / LORA_FILE, metadata)
+    expected = sample(fresh_pipe, "star", seed=0)
+    with pytest.raises(UserError) as error:
+        fresh_pipe.load_lora_weights(tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"the LoRA {str(tmp_path)!r} does not fit the model {fresh_pipe.name_or_path!r}: ")
+    assert message.endswith(f"{unfit} of its {len(weights)} weights have no place in it")
+    assert "\n" not in message
+    assert not library_log.records
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+    assert fresh_pipe.get_list_adapters() == {}
+    assert torch.equal(sample(fresh_pipe, "star", seed=0), expected)
+    fresh_pipe.load_lora_weights(lora_folder)
+    assert fresh_pipe.get_active_adapters() == ["default_0"]
+
+
+def test_loras_of_the_unet_and_of_the_text_encoder_are_numbered_together(fresh_pipe, lora_folder):
+    fresh_pipe.load_lora_weights(lora_folder)
+    with_unet = sample(fresh_pipe, "star", seed=0)
+    fresh_pipe.load_lora_weights(text_lora(1))
+    assert fresh_pipe.get_list_adapters() == {"unet": ["default_0"], "text_encoder": ["default_1"]}
+    assert not torch.equal(sample(fresh_pipe, "star", seed=0), with_unet)
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "no/such/folder", "/no/such/folder", "no such model"])

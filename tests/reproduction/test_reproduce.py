@@ -159,7 +159,7 @@ def test_backbones_of_other_images_are_refused(tmp_path: Path, monkeypatch: pyte
         (["--lora", "base=folder"], "there is an arm of this name"),
         (["--lora", "no_entire=folder"], "there is an arm of this name"),  # not of this run, but of the expected orders
         (["--lora", "mine=nowhere"], "nowhere holds no pytorch_lora_weights.safetensors"),
-        (["--lora", "mine=damaged"], "the LoRA 'damaged' does not fit this model"),
+        (["--lora", "mine=damaged"], "the LoRA 'damaged' does not fit the model"),
         (["--device", "abacus"], "abacus"),
     ],
 )
