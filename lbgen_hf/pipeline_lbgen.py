@@ -423,8 +423,7 @@ class LbGenPipeline(StableDiffusionPipeline):
             check_number("clip_skip", clip_skip, at_least=0, below=layers, integer=True)
         if output_type not in _OUTPUT_TYPES:
             raise UserError(f"unknown output_type {output_type!r}; choose from {', '.join(_OUTPUT_TYPES)}")
-        _check_texts("prompt", prompt)
-        _check_texts("negative_prompt", negative_prompt)
+        prompts, negatives = _as_texts("prompt", prompt), _as_texts("negative_prompt", negative_prompt)
         if timesteps is None and sigmas is None:
             longest = self.scheduler.config.get("num_train_timesteps", num_inference_steps)
             check_number("num_inference_steps", num_inference_steps, at_least=1, at_most=longest, integer=True)
@@ -436,11 +435,10 @@ class LbGenPipeline(StableDiffusionPipeline):
         class_ids = class_names = None
         if class_labels is not None:
             class_ids, class_names = self._classes_of(class_labels)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
         if prompts is None and prompt_embeds is None:
             prompts = class_names
         given = prompt_embeds if prompts is None else prompts
-        if given is None:
+        if given is None or len(given) == 0:
             raise UserError("nothing to generate: give class_labels, prompt or prompt_embeds")
         num_prompts = len(given)
         if class_names is not None and num_prompts != len(class_names):
@@ -460,9 +458,9 @@ class LbGenPipeline(StableDiffusionPipeline):
             wanted = f"({num_images}, {self.unet.config.in_channels}, height / 8, width / 8)"
             raise UserError(f"latents must have the shape {wanted}, got {tuple(latents.shape)}")
         if isinstance(negative_prompt, str):
-            negative_prompt = [negative_prompt] * num_prompts
-        elif negative_prompt is not None and len(negative_prompt) != num_prompts:
-            raise UserError(f"{len(negative_prompt)} negative prompts for {num_prompts} prompts: give one for each")
+            negatives = [negative_prompt] * num_prompts
+        elif negatives is not None and len(negatives) != num_prompts:
+            raise UserError(f"{len(negatives)} negative prompts for {num_prompts} prompts: give one for each")
 
         if generator is None:
             base_seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
@@ -490,7 +488,7 @@ class LbGenPipeline(StableDiffusionPipeline):
             timesteps=timesteps,
             sigmas=sigmas,
             guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
+            negative_prompt=negatives,
             num_images_per_prompt=count,
             eta=eta,
             generator=generator,
@@ -557,10 +555,18 @@ def _checked_id(label: str | int, names: list[str]) -> int:
     return label
 
 
-def _check_texts(name: str, texts: object) -> None:
-    listed = [texts] if isinstance(texts, str) or texts is None else texts
-    if not isinstance(listed, list | tuple) or not all(text is None or isinstance(text, str) for text in listed):
+def _as_texts(name: str, texts: object) -> list[str] | None:
+    """A text or several as a list; None where none is given.
+
+    Raises:
+        UserError: something else.
+    """
+    if texts is None:
+        return None
+    listed = [texts] if isinstance(texts, str) else texts
+    if not isinstance(listed, list | tuple) or not all(isinstance(text, str) for text in listed):
         raise UserError(f"{name} must be a text or a list of texts, got {texts!r}")
+    return list(listed)
 
 
 def _require_safetensors(options: dict[str, Any]) -> None:

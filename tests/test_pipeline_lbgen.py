@@ -276,6 +276,13 @@ def test_prompts_instead_of_labels(pipe):
     assert output.class_ids is None
     assert output.class_names is None
     assert output.seeds == [image_seed(0, prompt, index) for prompt, index in [("a", 0), ("a", 1), ("b", 0), ("b", 1)]]
+    with pytest.raises(UserError, match="nothing to generate"):
+        pipe(prompt=[])
+    with pytest.raises(UserError, match="prompt must be a text or a list of texts"):
+        pipe(prompt=["a", None])
+    texts = {"prompt": ["a", "b"], "negative_prompt": ["c", "d"]}
+    tuples = {name: tuple(values) for name, values in texts.items()}
+    assert torch.equal(sample(pipe, **tuples, seed=0), sample(pipe, **texts, seed=0))
 
 
 def test_prompts_for_labels_keep_the_labels_seeds(pipe):

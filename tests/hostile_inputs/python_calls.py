@@ -60,6 +60,9 @@ def _calls_of_the_pipeline() -> dict[str, Call]:
         {"class_labels": "star", "seed": 0, "generator": torch.Generator()},
         {"class_labels": ["star"] * 3, "images_per_class": 2, "num_images_per_prompt": 3},
         {"class_labels": "star", "images_per_class": 2, "generator": [torch.Generator()]},
+        {"prompt": []},
+        {"prompt": ["star", None]},
+        {"class_labels": "star", "negative_prompt": [None]},
         {},
     ]
     return {f"pipe({_shown(k)})": lambda pipe, places, k=k: pipe(**k) for k in keywords}
