@@ -29,6 +29,7 @@ from huggingface_hub import constants, hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from yaml import YAMLError
 
 try:
     from lbgen_hf.checks import check_finite, check_finite_weights, check_number
@@ -702,10 +703,13 @@ def base_model_of(source: str | Path, **hub) -> str:
     """`base_model` in the front matter of a LoRA's README.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it cannot be read.
     """
     card = find_file(source, "README.md", **hub)
-    base = (metadata_load(card) or {}).get("base_model") if card else None
+    try:
+        base = (metadata_load(card) or {}).get("base_model") if card else None
+    except (ValueError, YAMLError) as error:
+        raise UserError(f"the README.md of the LoRA {str(source)!r} cannot be read: {first_line(error)}") from error
     if isinstance(base, list):
         base = base[0] if base else None
     if not base:

@@ -480,6 +480,15 @@ def test_a_lora_without_a_base_says_so(lora_folder, tmp_path, card):
         LbGenPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("card", [b"---\nbase_model: [\n---\n", b"---\n- base_model\n---\n", b"---\n\xff\n---\n"])
+def test_a_lora_whose_readme_is_damaged_is_one_line(lora_folder, tmp_path, card):
+    shutil.copy(lora_folder / LORA_FILE, tmp_path)
+    (tmp_path / "README.md").write_bytes(card)
+    with pytest.raises(UserError, match=r"the README\.md of the LoRA .* cannot be read") as error:
+        LbGenPipeline.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_lora_of_another_shape_is_refused_and_leaves_the_pipeline_as_it_was(
     fresh_pipe, sd_folder, tmp_path, library_log
 ):
@@ -647,7 +656,7 @@ def test_a_lora_in_the_hubs_cache_needs_no_network(network, request, fresh_pipe,
     (repo / "refs" / "main").write_text("0" * 40)
     fresh_pipe.load_lora_weights("user/lora", cache_dir=tmp_path)
     assert fresh_pipe.get_active_adapters()
-    with pytest.raises(UserError, match="no LoRA .user/other.: it is not a folder here"):
+    with pytest.raises(UserError, match=r"no LoRA .user/other.: it is not a folder here"):
         fresh_pipe.load_lora_weights("user/other", cache_dir=tmp_path, local_files_only=True)
 
 

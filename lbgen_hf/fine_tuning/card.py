@@ -85,7 +85,7 @@ def license_of(base_model: str, revision: str | None = None) -> str | None:
         if folder.is_dir():
             return getattr(ModelCard.load(folder / "README.md").data, "license", None)
         return getattr(HfApi().model_info(base_model, revision=revision).card_data, "license", None)
-    except HUB_ERRORS:
+    except (*HUB_ERRORS, yaml.YAMLError):
         return None
 
 

@@ -76,6 +76,8 @@ def test_the_licence_is_the_base_models(tmp_path):
     assert license_of(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
     assert license_of(str(tmp_path)) == "creativeml-openrail-m"
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")  # found out when the run is over
+    assert license_of(str(tmp_path)) is None
 
 
 def test_the_card_trains_the_lora_again(card, tmp_path, monkeypatch):
