@@ -186,6 +186,8 @@ class LbGenPipeline(StableDiffusionPipeline):
             base = base_model_of(source, revision=revision, **hub)
         pipe = cls.from_pretrained(base, **kwargs)
         pipe.load_lora_weights(source, revision=revision, **hub)
+        if len(adapters := pipe._adapter_names()) > 1:  # the base is itself a LoRA, which the next one turns off
+            pipe.set_adapters(sorted(adapters))
         return pipe
 
     @classmethod

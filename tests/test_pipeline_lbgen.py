@@ -471,6 +471,19 @@ def test_a_lora_repo_loads_its_base(pipe, lora_folder, fresh_pipe, library_log):
     torch.testing.assert_close(sample(adapted, "star", seed=0), base, rtol=0, atol=0)
 
 
+def test_a_lora_of_a_lora_adds_to_it(lora_folder, tmp_path):
+    save_lora(tmp_path, make_components(seed=1)["unet"], str(lora_folder))
+    chain = load(tmp_path)
+    assert set(chain.get_active_adapters()) == {"default_0", "default_1"}
+    chain.fuse_lora()
+    both = sample(chain, "star", seed=0)
+    upper = load(lora_folder)
+    upper.fuse_lora()
+    upper.unload_lora_weights()
+    upper.load_lora_weights(tmp_path)
+    torch.testing.assert_close(sample(upper, "star", seed=0), both, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("card", [None, "No front matter.\n", "---\nlicense: mit\n---\n"])
 def test_a_lora_without_a_base_says_so(lora_folder, tmp_path, card):
     shutil.copy(lora_folder / LORA_FILE, tmp_path)
