@@ -80,7 +80,8 @@ def score_folder(
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     if (folder / RECORD).exists():
-        dataset = DatasetFolder(folder).require_complete()
+        dataset = DatasetFolder(folder)
+        dataset.require_complete()
         shards = [dataset.shard_path(shard) for shard in range(dataset.plan.num_shards)]
         with alone_in(folder):
             scored = _score_shards(folder, shards, name, load_scorer, batch_size, progress)

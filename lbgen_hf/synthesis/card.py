@@ -87,7 +87,7 @@ def make_card(dataset: DatasetFolder, name: str, license_id: str | None = None) 
         license_id: as the Hub spells it.
     """
     settings, plan = dataset.settings, dataset.plan
-    footers = [dataset.footer(shard) for shard in range(plan.num_shards)]
+    footers = dataset.footers()
     num_rows = sum(footer.num_rows for footer in footers)
     data = DatasetCardData(
         license=license_id,

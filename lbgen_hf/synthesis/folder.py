@@ -213,27 +213,41 @@ class DatasetFolder:
         with self._open_shard(shard) as file:
             return self._footer_of(shard, file)
 
+    def footers(self) -> list[Footer]:
+        """What the footers of all shards tell.
+
+        Raises:
+            DamageError: one is broken.
+            UserError: one is missing, or cannot be read.
+        """
+        with self._explain():
+            return [self.footer(shard) for shard in range(self.plan.num_shards)]
+
     def unfinished_shards(self) -> dict[int, str]:
         """The shards that are not done and why, by a look at each one's footer: absent ones with "", broken ones.
 
         Raises:
             UserError: a shard cannot be read, which does not make it broken.
         """
+        return self._look_at_shards()[1]
+
+    def _look_at_shards(self) -> tuple[dict[int, Footer], dict[int, str]]:
+        """The footers of the shards that are done, and why the others are not."""
         present = {Path(name).name for name in self._files.ls(f"{self._root}/data", detail=False)}
-        unfinished = {}
+        footers, unfinished = {}, {}
         for shard in range(self.plan.num_shards):
             if Path(self.plan.shard_name(shard)).name not in present:
                 unfinished[shard] = ""
                 continue
             try:
-                self.footer(shard)
+                footers[shard] = self.footer(shard)
             except UserError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
                 unfinished[shard] = ""  # another worker has just removed it
             except ValueError as error:
                 unfinished[shard] = _line(error)
-        return unfinished
+        return footers, unfinished
 
     def stray_files(self) -> list[str]:
         """Files in `data/` that the plan does not know: `load_dataset` would read shards among them too."""
@@ -241,37 +255,37 @@ class DatasetFolder:
         names = (f"data/{entry.name}" for entry in os.scandir(self.path / "data") if not entry.name.startswith("."))
         return sorted(name for name in names if name not in planned)
 
-    def require_complete(self) -> "DatasetFolder":
+    def require_complete(self) -> list[Footer]:
         """Make sure that every shard is done, and that nothing else lies among them.
+
+        Returns:
+            The footers of all shards.
 
         Raises:
             UserError: with how many are not.
         """
-        if unfinished := self.unfinished_shards():
+        footers, unfinished = self._look_at_shards()
+        if unfinished:
             missing = f"{len(unfinished)} of {self.plan.num_shards} shards are missing or broken"
             raise UserError(f"{self.path} is not complete: {missing}; run the same lbgen generate again")
         if strays := self.stray_files():
             raise UserError(f"{self.path} holds {strays[0]}, which is not in its plan; remove it")
-        return self
+        return list(footers.values())
 
-    def uniform_footers(self) -> list[Footer]:
-        """The footers of all shards, of which each must have the columns of the others, as readers expect.
+    def require_uniform(self, footers: Collection[Footer]) -> None:
+        """Make sure that every shard has the columns of the others, as readers expect.
 
         Raises:
-            UserError: `lbgen score` wrote some of them only; or one is missing, or cannot be read.
+            UserError: `lbgen score` wrote some of them only.
         """
-        with self._explain():
-            footers = [self.footer(shard) for shard in range(self.plan.num_shards)]
         if len({(footer.columns, footer.scored_by) for footer in footers}) > 1:
             raise UserError(f"every image of {self.path} is there, but not every score; run the same lbgen score again")
-        return footers
 
     # Rows
 
     def rejected_ids(self) -> list[int]:
         """Ids of the images of finished shards that passed no threshold or safety check."""
-        done = sorted({*range(self.plan.num_shards)} - {*self.unfinished_shards()})
-        return [image_id for shard in done for image_id in self.footer(shard).rejected]
+        return [image_id for footer in self._look_at_shards()[0].values() for image_id in footer.rejected]
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """The finished rows in the order of their ids: `id` and the columns, `image` as a PIL image.

@@ -110,7 +110,9 @@ def finish(dataset: DatasetFolder) -> None:
     Raises:
         UserError: no image passed the thresholds, or shards that were made again lack the scores of the others.
     """
-    if not any(footer.num_rows for footer in dataset.uniform_footers()):
+    footers = dataset.footers()
+    dataset.require_uniform(footers)
+    if not any(footer.num_rows for footer in footers):
         raise UserError(f"{dataset.path} holds no image: {_hopeless(dataset.settings)}")
     write_card(dataset)
 

@@ -48,7 +48,7 @@ def prepare_to_publish(
             `lbgen score` is not finished.
     """
     check_repo_id(repo_id)
-    dataset.require_complete().uniform_footers()
+    dataset.require_uniform(dataset.require_complete())
     plan = dataset.plan
     for shard in range(plan.num_shards):
         for _ in dataset.row_groups(shard, check_pages=True):
@@ -144,7 +144,8 @@ def export_webdataset(
         UserError: the dataset is not complete, `lbgen score` is not finished or a shard is damaged, `target` holds
             something else or the tars of another dataset, or the disk is full.
     """
-    footers = dataset.require_complete().uniform_footers()
+    footers = dataset.require_complete()
+    dataset.require_uniform(footers)
     plan = dataset.plan
     tars = [target / f"train-{shard:05d}.tar" for shard in range(plan.num_shards)]
     with explain_no_space(target):

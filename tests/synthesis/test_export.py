@@ -53,6 +53,13 @@ def test_an_interrupted_export_resumes(finished: Path, tars: list[Path], tmp_pat
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_each_footer_is_read_once_before_the_first_tar(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read, look = [], DatasetFolder.footer
+    monkeypatch.setattr(DatasetFolder, "footer", lambda dataset, shard: read.append(shard) or look(dataset, shard))
+    export_webdataset(DatasetFolder(finished), tmp_path)
+    assert read == [0, 1, 2, 3, 4, 5]
+
+
 def test_tars_of_another_dataset_are_refused(tars: list[Path], tmp_path: Path):
     other = dataclasses.replace(make_settings(), seed=make_settings().seed + 1)
     generate(tmp_path / "other", other, StandIn())
