@@ -16,6 +16,8 @@ from lbgen_hf.errors import UserError
 
 # What Pillow raises of a file that is no image, or a damaged one: a broken PNG is a `SyntaxError`.
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# What is being written, in a folder or beside it.
+WRITING = ".writing"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -38,15 +40,34 @@ def write_into(folder: Path, write: Callable[[Path], object]) -> None:
         folder: it has no other writer.
         write: writes files, and no folders, into the folder that it is given.
     """
-    temporary = folder / ".writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        for path in sorted(temporary.iterdir()):
+    with _draft_folder(folder / WRITING) as draft:
+        write(draft)
+        for path in sorted(draft.iterdir()):
             os.replace(path, folder / path.name)
+
+
+def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Fill a folder under another name and rename it: a kill leaves the old folder, the new one, or none.
+
+    Args:
+        folder: it has no other writer.
+        write: writes into the folder that it is given.
+    """
+    with _draft_folder(folder.with_name(f"{WRITING}-{folder.name}")) as draft:
+        write(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+
+
+@contextlib.contextmanager
+def _draft_folder(path: Path) -> Iterator[Path]:
+    """An empty folder, whatever a killed run left there; what is in it at the end goes."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -122,13 +143,33 @@ def locked(folder: Path) -> Iterator[None]:
     lock, is_new = folder / ".lock", not folder.exists()
     require_writable(folder)
     try:
+        with _held(lock, folder):
+            yield
+    finally:
+        if is_new and list(folder.iterdir()) in ([], [lock]):
+            shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def locked_from_outside(folder: Path) -> Iterator[None]:
+    """As `locked`, for a folder that is the user's: the lock lies elsewhere. Of one user's processes on this machine.
+
+    Raises:
+        UserError: another process is writing there.
+    """
+    owner = getattr(os, "getuid", int)()  # a file of another user could not be opened
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    with _held(Path(tempfile.gettempdir()) / f"lbgen-{owner}-{name}.lock", folder):
+        yield
+
+
+@contextlib.contextmanager
+def _held(lock: Path, folder: Path) -> Iterator[None]:
+    try:
         with FileLock(lock, timeout=0):
             yield
     except Timeout as error:
         raise UserError(f"another process is writing to {folder}; wait for it or give another folder") from error
-    finally:
-        if is_new and list(folder.iterdir()) in ([], [lock]):
-            shutil.rmtree(folder)
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -1,16 +1,13 @@
 """Score a folder of images or a dataset's shards; a run that was killed is resumable."""
 
-import contextlib
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import math
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from huggingface_hub import metadata_load, metadata_save
 from PIL import Image
 from torch import Tensor
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import BROKEN_IMAGE
+from lbgen_hf.files import BROKEN_IMAGE, locked_from_outside
 from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
 from lbgen_hf.synthesis.card import write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
@@ -88,31 +84,15 @@ def score_folder(
             write_card(DatasetFolder(folder))
         return scored
     if shards := [path for path in _files_below(folder, (".parquet",)) if "image" in _read_footer(path)[0].names]:
-        with _alone(folder):
+        with locked_from_outside(folder):
             card = _read_card(folder / "README.md")
             scored = _score_shards(folder, shards, name, load_scorer, batch_size, progress)
             _declare_column(folder / "README.md", card)
         return scored
     if images := _files_below(folder, IMAGE_SUFFIXES):
-        with _alone(folder):
+        with locked_from_outside(folder):
             return _score_images(folder, images, name, load_scorer, batch_size, progress)
     raise UserError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}) and no parquet files with an image column")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Be the only one who scores the folder on this machine. The lock lies elsewhere, for the folder is the user's.
-
-    Raises:
-        UserError: another process scores it.
-    """
-    owner = getattr(os, "getuid", int)()  # a file of another user could not be opened
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    try:
-        with FileLock(Path(tempfile.gettempdir()) / f"lbgen-score-{owner}-{name}.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"another process is scoring {folder}; wait for it") from error
 
 
 def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

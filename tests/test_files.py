@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.files import locked, require_writable, sha256_of, write_atomically
+from lbgen_hf.files import locked, require_writable, sha256_of, write_atomically, write_folder, write_into
 
 
 def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
@@ -31,6 +31,31 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_filled_leaves_the_old_one_and_nothing_else(tmp_path):
+    def fill(folder, fails=False):
+        (folder / "a.txt").write_text("new" if fails else "old")
+        if fails:
+            raise OSError("full")
+
+    for write, folder in ((write_folder, tmp_path / "kept"), (write_into, tmp_path)):
+        write(folder, fill)
+        with pytest.raises(OSError, match="full"):
+            write(folder, lambda draft: fill(draft, fails=True))
+        assert (folder / "a.txt").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "kept"]
+
+
+def test_what_a_killed_run_was_writing_goes_with_the_next(tmp_path):
+    for draft, write, folder in (
+        (tmp_path / ".writing-kept", write_folder, tmp_path / "kept"),
+        (tmp_path / ".writing", write_into, tmp_path),
+    ):
+        draft.mkdir()
+        (draft / "torn").touch()
+        write(folder, lambda draft: (draft / "a.txt").touch())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "a.txt", "kept"]
 
 
 def test_sha256_of_a_known_content(tmp_path):

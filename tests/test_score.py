@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from lbgen_hf.cli import main
 from lbgen_hf.errors import UserError
+from lbgen_hf.files import locked_from_outside
 from lbgen_hf.rewards import quality
 from lbgen_hf.rewards.quality.scorer import QualityScorer
-from lbgen_hf.score import _alone, score_folder
+from lbgen_hf.score import score_folder
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.leases import Leases
@@ -140,8 +141,8 @@ def test_a_folder_that_is_scored_is_not_scored_by_another(
 ) -> None:
     write_shards(tmp_path / "shards")
     for folder in (images, tmp_path / "shards"):
-        with _alone(folder):
-            assert f"another process is scoring {folder}" in refusal(capsys, "score", folder)
+        with locked_from_outside(folder):
+            assert f"another process is writing to {folder}" in refusal(capsys, "score", folder)
 
 
 def test_images_known_of_the_same_scorer_are_not_scored_again(images: Path, scorer: Brightness) -> None:

@@ -28,7 +28,7 @@ from lbgen_hf.checks import pick_tracker
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.seeded_batches import Batches, derived_seed, seed_everything
 from lbgen_hf.evaluation.training_config import TrainingConfig
-from lbgen_hf.files import locked, require_writable, write_into
+from lbgen_hf.files import locked, require_writable, write_folder, write_into
 from lbgen_hf.fine_tuning.checkpoints import (
     Journal,
     find_checkpoint,
@@ -37,7 +37,6 @@ from lbgen_hf.fine_tuning.checkpoints import (
     optimizer_state,
     remove_old,
     save_state,
-    write_folder,
 )
 
 logger = logging.getLogger(__name__)

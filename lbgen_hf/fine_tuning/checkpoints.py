@@ -1,10 +1,8 @@
 """Checkpoints that a kill cannot damage, and the journals beside them."""
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,16 +27,6 @@ def checkpoints(output_dir: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The number of steps done when the checkpoint was written."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Fill a folder under another name and rename it: a kill leaves the old folder, the new one, or none."""
-    temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
 
 
 def save_state(folder: Path, step: int, state: dict[str, Tensor], settings: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid, save_image
 from lbgen_hf.checks import pick_tracker
 from lbgen_hf.class_names import load_class_names
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import locked, require_creatable, write_atomically
+from lbgen_hf.files import locked, require_creatable, write_atomically, write_folder
 from lbgen_hf.fine_tuning.card import PUBLISHED, create_repo, write_card
 from lbgen_hf.fine_tuning.checkpoints import (
     Journal,
@@ -23,7 +23,6 @@ from lbgen_hf.fine_tuning.checkpoints import (
     load_state,
     remove_old,
     save_state,
-    write_folder,
 )
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.lora import averaged, save_lora
