@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from webdataset.writer import TarWriter
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import write_atomically
+from lbgen_hf.files import WRITING, locked_from_outside, write_atomically, write_into
 from lbgen_hf.hub import check_repo_id
 from lbgen_hf.synthesis.card import CARD, SHEET, write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
@@ -142,7 +142,7 @@ def export_webdataset(
 
     Raises:
         UserError: the dataset is not complete, `lbgen score` is not finished or a shard is damaged, `target` holds
-            something else or the tars of another dataset, or the disk is full.
+            something else or the tars of another dataset, another process exports to it, or the disk is full.
     """
     footers = dataset.require_complete()
     dataset.require_uniform(footers)
@@ -150,25 +150,24 @@ def export_webdataset(
     tars = [target / f"train-{shard:05d}.tar" for shard in range(plan.num_shards)]
     with explain_no_space(target):
         target.mkdir(parents=True, exist_ok=True)
-        ours = {
-            INFO,
-            CLASS_LIST,
-            _EXPORTED,
-            *(tar.name for tar in tars),
-            *(tar.with_suffix(".tmp").name for tar in tars),
-        }
-        if strangers := sorted(entry.name for entry in target.iterdir() if entry.name not in ours):
-            raise UserError(f"{target} holds something else ({strangers[0]}); give an empty folder")
-        _claim_tars(dataset, footers, target)
-        for shard, tar in enumerate(tars):
-            if not tar.exists():
-                draft = tar.with_suffix(".tmp")
-                _write_tar(dataset, shard, draft)
-                draft.rename(tar)
-            progress(plan.shard_ids(shard).stop, plan.num_images)
-        write_atomically(target / CLASS_LIST, "".join(f"{name}\n" for name in dataset.class_names))
-        write_atomically(target / INFO, json.dumps(_info(dataset, footers, tars), indent=2, ensure_ascii=False) + "\n")
+        with locked_from_outside(target):
+            ours = {INFO, CLASS_LIST, _EXPORTED, WRITING, *(tar.name for tar in tars)}
+            if strangers := sorted(entry.name for entry in target.iterdir() if entry.name not in ours):
+                raise UserError(f"{target} holds something else ({strangers[0]}); give an empty folder")
+            _claim_tars(dataset, footers, target)
+            for shard, tar in enumerate(tars):
+                if not tar.exists():
+                    write_into(target, lambda draft, shard=shard, tar=tar: _write_tar(dataset, shard, draft / tar.name))
+                progress(plan.shard_ids(shard).stop, plan.num_images)
+            info = json.dumps(_info(dataset, footers, tars), indent=2, ensure_ascii=False) + "\n"
+            _write_text(target / CLASS_LIST, "".join(f"{name}\n" for name in dataset.class_names))
+            _write_text(target / INFO, info)
     return tars
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file beside the tars, by way of the folder that the next run clears."""
+    write_into(path.parent, lambda draft: write_atomically(draft / path.name, text))
 
 
 def _claim_tars(dataset: DatasetFolder, footers: list[Footer], target: Path) -> None:
@@ -184,7 +183,7 @@ def _claim_tars(dataset: DatasetFolder, footers: list[Footer], target: Path) -> 
     known = record.read_text(encoding="utf-8") if record.is_file() else None
     if known != exported and any(target.glob("*.tar")):
         raise UserError(f"{target} holds the tars of another dataset, or of this one as it was; give an empty folder")
-    write_atomically(record, exported)
+    _write_text(record, exported)
 
 
 def _write_tar(dataset: DatasetFolder, shard: int, tar: Path) -> None:

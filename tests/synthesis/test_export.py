@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import multiprocessing
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 from stand_in import StandIn, make_settings, read_rows
 
 from lbgen_hf.errors import UserError
+from lbgen_hf.files import locked_from_outside
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.publish import export_webdataset
@@ -47,10 +50,37 @@ def test_an_interrupted_export_resumes(finished: Path, tars: list[Path], tmp_pat
     content = [tar.read_bytes() for tar in tars]
     shutil.copy(tars[0].parent / ".exported.json", tmp_path)
     (tmp_path / tars[0].name).write_bytes(content[0])
-    (tmp_path / "train-00001.tmp").write_bytes(content[1][:100])
+    (tmp_path / ".writing").mkdir()
+    (tmp_path / ".writing" / tars[1].name).write_bytes(content[1][:100])
     again = export_webdataset(DatasetFolder(finished), tmp_path)
     assert [tar.read_bytes() for tar in again] == content
-    assert not list(tmp_path.glob("*.tmp"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in tars[0].parent.iterdir())
+
+
+def _export_and_die(dataset: Path, target: Path, name: str) -> None:
+    """Export, and end as a killed process does, just before the file `name` is in place."""
+    replace = os.replace
+    os.replace = lambda source, place: os._exit(9) if Path(place).name == name else replace(source, place)
+    export_webdataset(DatasetFolder(dataset), target)
+
+
+@pytest.mark.parametrize("name", [".exported.json", "train-00001.tar", "classes.txt", "_info.json"])
+def test_an_export_killed_at_any_file_resumes(finished: Path, tars: list[Path], tmp_path: Path, name: str):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_export_and_die, args=(finished, tmp_path, name))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
+    export_webdataset(DatasetFolder(finished), tmp_path)
+    made, expected = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (tmp_path, tars[0].parent)
+    )
+    assert made == expected
+
+
+def test_a_folder_that_is_exported_to_is_not_exported_to_by_another(finished: Path, tmp_path: Path):
+    with locked_from_outside(tmp_path), pytest.raises(UserError, match="another process is writing to"):
+        export_webdataset(DatasetFolder(finished), tmp_path)
 
 
 def test_each_footer_is_read_once_before_the_first_tar(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
