@@ -1,7 +1,8 @@
 """A finished dataset, for others: onto the Hub, or as WebDataset tars."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -44,11 +45,17 @@ def prepare_to_publish(
         progress: told after each shard how many images of how many were read.
 
     Raises:
-        UserError: a malformed repo id; an unfinished dataset, a damaged shard, or a file that is not in the plan; or
-            `lbgen score` is not finished.
+        UserError: a malformed repo id; an unfinished dataset, a damaged shard, or a file that is not in the plan;
+            `lbgen score` is not finished; or another process is writing to the folder.
     """
     check_repo_id(repo_id)
-    dataset.require_uniform(dataset.require_complete())
+    with alone_in(dataset.path):
+        dataset.require_uniform(dataset.require_complete())
+        _read_and_describe(dataset, repo_id, license_id, progress)
+
+
+def _read_and_describe(dataset: DatasetFolder, repo_id: str, license_id: str | None, progress: Progress) -> None:
+    """Read every page of every shard, and write the card."""
     plan = dataset.plan
     for shard in range(plan.num_shards):
         for _ in dataset.row_groups(shard, check_pages=True):
@@ -68,6 +75,8 @@ def publish(
 ) -> str:
     """Upload a dataset to the Hub. An interrupted upload resumes when called again.
 
+    The repo is made before the images are read, so that a token that may not write to it is found at once.
+
     Args:
         dataset: in a folder, complete.
         repo_id: user/name; made where it is absent.
@@ -82,11 +91,15 @@ def publish(
     Raises:
         UserError: as `prepare_to_publish`; or the Hub refused, or could not be reached after the client's own retries.
     """
+    check_repo_id(repo_id)
+    api = HfApi(token=token)
     with alone_in(dataset.path):
-        prepare_to_publish(dataset, repo_id, license_id, progress)
-        api = HfApi(token=token)
-        try:
+        dataset.require_uniform(dataset.require_complete())
+        with _explained(repo_id):
             url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            api.auth_check(repo_id, repo_type="dataset", write=True)  # one that exists may be read-only for this token
+        _read_and_describe(dataset, repo_id, license_id, progress)
+        with _explained(repo_id):
             api.upload_folder(
                 repo_id=repo_id,
                 repo_type="dataset",
@@ -95,11 +108,22 @@ def publish(
                 delete_patterns="data/*.parquet",  # an earlier dataset's, which would be read as this one's
                 commit_message=f"Publish {dataset.name}",
             )
-        except Exception as error:
-            if message := _explain(error, repo_id):
-                raise UserError(message) from error
-            raise
     return str(url)
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Say in one line what the Hub's client raises.
+
+    Raises:
+        UserError: in place of the Hub's own errors; any other error is let through.
+    """
+    try:
+        yield
+    except Exception as error:
+        if message := _explain(error, repo_id):
+            raise UserError(message) from error
+        raise
 
 
 def _explain(error: BaseException, repo_id: str) -> str | None:

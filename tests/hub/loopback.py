@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_loopback"
+READ_TOKEN = "hf_read_only"
 USER = "ada"
 _KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 
@@ -150,6 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _authorised(self) -> bool:
+        return self._may_write() or self.headers.get("Authorization") == f"Bearer {READ_TOKEN}"
+
+    def _may_write(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def _repo(self, kind: str, repo: str, write: bool = False) -> Repo | None:
@@ -157,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.hub.repos.get((kind, repo))
         if write and not self._authorised():
             self._send(401, {"error": "Invalid username or password."})
-        elif write and not repo.startswith(f"{USER}/"):
+        elif write and not (self._may_write() and repo.startswith(f"{USER}/")):
             self._send(403, {"error": "You don't have the rights"})
         elif found is None or (found.private and not self._authorised()):
             self._send(401 if not self._authorised() else 404, {"error": "not found"}, X_Error_Code="RepoNotFound")
@@ -179,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._authorised():
             self._send(401, {"error": "Invalid username or password."})
             return
-        if owner != USER:
+        if owner != USER or not self._may_write():
             self._send(403, {"error": "You don't have the rights"})
             return
         kind = f"{request.get('type', 'model')}s"
@@ -189,6 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repos.setdefault((kind, f"{owner}/{name}"), Repo(bool(private)))
         content = {"url": url, "name": f"{owner}/{name}", "id": "0", "error": "exists"}
         self._send(409 if known else 200, content)
+
+    def auth_check(self, _: bytes, kind: str, repo: str) -> None:
+        if self._repo(kind, repo, write=True):
+            self._send(200, {})
 
     def validate_yaml(self, _: bytes) -> None:
         self._send(200, {"errors": [], "warnings": []})
@@ -327,6 +335,7 @@ _ROUTES = [
     (r"/api/whoami-v2", _Handler.whoami),
     (r"/api/repos/create", _Handler.create),
     (r"/api/validate-yaml", _Handler.validate_yaml),
+    (rf"{_API}/auth-check/write", _Handler.auth_check),
     (rf"{_API}(/revision/(?P<revision>.+))?", _Handler.info),
     (rf"{_API}/preupload/(?P<revision>.+)", _Handler.preupload),
     (rf"{_API}/commit/(?P<revision>.+)", _Handler.commit),

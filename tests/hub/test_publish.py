@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard
-from loopback import TOKEN, Hub
+from loopback import READ_TOKEN, TOKEN, Hub
 
 from lbgen_hf.cli import main
 from lbgen_hf.errors import UserError
 from lbgen_hf.synthesis.folder import DatasetFolder
+from lbgen_hf.synthesis.leases import Leases
 from lbgen_hf.synthesis.publish import publish
 
 REPO = "ada/lbgen-noise"
@@ -178,6 +179,20 @@ def test_no_token_is_one_line(hub: Hub, dataset: Path, monkeypatch: pytest.Monke
         publish(DatasetFolder(dataset), REPO)
 
 
+@pytest.mark.parametrize("token", [None, "hf_wrong", READ_TOKEN])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_token_that_may_not_write_is_found_before_an_image_is_read(
+    hub: Hub, dataset: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, exists: bool
+):
+    if exists:
+        publish(DatasetFolder(dataset), REPO)
+    monkeypatch.setattr(DatasetFolder, "row_groups", lambda *_, **__: pytest.fail("it is read"))
+    monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_file", lambda: None)
+    monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UserError, match=r"run `hf auth login`|does not let this token write to ada/lbgen-noise"):
+        publish(DatasetFolder(dataset), REPO)
+
+
 def test_somebody_elses_repo_is_one_line(hub: Hub, dataset: Path):
     with pytest.raises(UserError, match="does not let this token write to bob/data"):
         publish(DatasetFolder(dataset), "bob/data")
@@ -204,7 +219,7 @@ def test_a_damaged_page_is_not_published(hub: Hub, dataset: Path):
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"CRC|checksum|corrupt"):
         publish(DatasetFolder(dataset), REPO)
-    assert not hub.requests
+    assert not hub.repos["datasets", REPO].files
 
 
 def test_a_stray_shard_is_not_published(hub: Hub, dataset: Path):
@@ -238,6 +253,14 @@ def test_a_dry_run_lists_the_files_and_sends_nothing(hub: Hub, dataset: Path, ca
     assert f"would upload {len(ALL_FILES)} files" in printed
     assert ".lbgen" not in printed
     assert not hub.requests
+
+
+def test_a_dry_run_beside_a_worker_writes_nothing(dataset: Path, capsys):
+    with Leases(dataset, host="another-machine", pid=1) as worker:
+        worker.join()
+        with pytest.raises(SystemExit):
+            main(["publish", str(dataset), "--repo", REPO, "--dry-run"])
+    assert "lbgen generate is writing to" in capsys.readouterr().err
 
 
 def _sha256(path: Path) -> str:
