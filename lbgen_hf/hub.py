@@ -87,9 +87,11 @@ def create_model_repo(repo_id: str, private: bool = False) -> str:
         UserError: the Hub refuses or cannot be reached.
     """
     try:
-        return HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+        name = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+        HfApi().auth_check(name, write=True)  # one that exists may be read-only for this token
+        return name
     except HUB_ERRORS as error:
-        raise UserError(f"cannot create {repo_id} on the Hub: {first_line(error)}") from error
+        raise UserError(f"cannot write to {repo_id} on the Hub: {first_line(error)}") from error
 
 
 def upload_model(folder: Path, repo_id: str, files: Sequence[str]) -> str:

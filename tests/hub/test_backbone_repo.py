@@ -50,7 +50,7 @@ def test_it_is_published_with_its_card_and_loads_in_timm(hub: Hub, options: dict
 
 
 def test_a_hub_that_refuses_is_found_before_training(hub: Hub, options: dict) -> None:
-    with pytest.raises(UserError, match="cannot create eve/backbone on the Hub"):
+    with pytest.raises(UserError, match="cannot write to eve/backbone on the Hub"):
         Pretraining(PretrainingConfig(**options, hub_model_id="eve/backbone")).train()
     assert not list(options["output_dir"].glob("checkpoint-*"))
 

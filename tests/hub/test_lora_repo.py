@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
-from loopback import Hub, Repo
+from loopback import READ_TOKEN, Hub, Repo
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.fine_tuning.card import PUBLISHED, create_repo, write_card
@@ -72,8 +72,17 @@ def test_a_hub_that_refuses_is_found_before_training(base_on_hub: None, tmp_path
     config = LbGenConfig(
         pretrained_model_name_or_path=BASE, output_dir=tmp_path, push_to_hub=True, hub_model_id="no/t/ok"
     )
-    with pytest.raises(UserError, match="cannot create no/t/ok on the Hub"):
+    with pytest.raises(UserError, match="cannot write to no/t/ok on the Hub"):
         LbGenTrainer(config).train()
+
+
+def test_a_token_that_may_only_read_is_found_before_training(
+    hub: Hub, published: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    config = LbGenConfig(pretrained_model_name_or_path=BASE, output_dir=tmp_path, push_to_hub=True, hub_model_id=LORA)
+    with pytest.raises(UserError, match="cannot write to ada/lora on the Hub"):
+        create_repo(config)
 
 
 def test_lbgen_pipeline_loads_it_with_its_base(published: np.ndarray) -> None:
