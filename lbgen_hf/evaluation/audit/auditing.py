@@ -12,7 +12,7 @@ import numpy as np
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.audit.collecting import MAX_IMAGES, Sample, collect
-from lbgen_hf.evaluation.audit.comparing import Comparison, compare, pair
+from lbgen_hf.evaluation.audit.comparing import Comparison, common_classes, compare, pair
 from lbgen_hf.evaluation.audit.findings import Finding, examine_sample, verdicts
 from lbgen_hf.evaluation.audit.model_features import THUMBNAIL_SIZE, add_features, load_model
 from lbgen_hf.evaluation.audit.reading import open_images
@@ -160,6 +160,9 @@ def audit(
     samples = []
     # All are opened before the first is measured: what is wrong with any is said at once.
     opened = [open_images(source, **columns) for source in [dataset, *others]]
+    for images in opened[1:]:
+        if opened[0].class_names and images.class_names:
+            common_classes(opened[0].name, opened[0].class_names, images.name, images.class_names)
     model = load_model(features, words) if features is not None else None
     options = {"max_images": max_images, "seed": seed, "progress": progress, "on_rejected": on_rejected}
     for images in opened:

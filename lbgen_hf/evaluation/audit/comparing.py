@@ -64,19 +64,30 @@ class Comparison:
         }
 
 
+def common_classes(name: str, class_names: list[str], other: str, other_class_names: list[str]) -> list[str]:
+    """The classes that two datasets have, in the order of the first.
+
+    Raises:
+        UserError: fewer than two.
+    """
+    others = set(other_class_names)
+    common = [class_name for class_name in class_names if class_name in others]
+    if len(common) < 2:
+        found = "no class" if not common else f"only the class {common[0]!r}"
+        raise UserError(
+            f"{name} and {other} have {found} in common; their classes begin with "
+            f"{', '.join(class_names[:3])} and {', '.join(other_class_names[:3])}"
+        )
+    return common
+
+
 def pair(a: Sample, b: Sample, seed: int = 0) -> tuple[Sample, Sample]:
     """The classes that both have, and of each class as many images of both: a random choice of the larger.
 
     Raises:
         UserError: fewer than two classes are in both, or one has fewer than 5 images.
     """
-    common = [name for name in a.class_names if name in set(b.class_names)]
-    if len(common) < 2:
-        found = "no class" if not common else f"only the class {common[0]!r}"
-        raise UserError(
-            f"{a.name} and {b.name} have {found} in common; their classes begin with "
-            f"{', '.join(a.class_names[:3])} and {', '.join(b.class_names[:3])}"
-        )
+    common = common_classes(a.name, a.class_names, b.name, b.class_names)
     rng = np.random.default_rng(seed)
     rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     labels = []

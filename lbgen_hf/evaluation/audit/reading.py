@@ -61,13 +61,18 @@ class LabelledImages:
     _image_column: str
     _label_column: str
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classes that it declares, whether or not they have images; None where only reading tells."""
+        return getattr(self._dataset.features[self._label_column], "names", None)
+
     def rows(self) -> Iterator[Row]:
         """Every row in order.
 
         Raises:
             UserError: the dataset is damaged or out of reach, or a row has no label.
         """
-        names = getattr(self._dataset.features[self._label_column], "names", None)
+        names = self.class_names
         with explain(self.name):
             for number, row in enumerate(self._dataset):
                 label, image = row[self._label_column], row[self._image_column]

@@ -213,8 +213,16 @@ def test_an_empty_name_or_a_negative_seed(
     assert message in capsys.readouterr().err
 
 
-def test_against_without_a_common_class() -> None:
+def test_against_without_a_common_class_before_an_image_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     other = striped(0).cast_column("label", datasets.ClassLabel(names=["x", "y"]))
+    monkeypatch.setattr("lbgen_hf.evaluation.audit.auditing.collect", lambda *_, **__: pytest.fail("it is read"))
+    with pytest.raises(UserError, match="no class in common"):
+        audit(striped(0), against=[striped(0), other])
+
+
+def test_against_without_a_common_class_where_only_reading_tells() -> None:
+    labels = ["x" if label else "y" for label in striped(0)["label"]]
+    other = striped(0).remove_columns("label").add_column("label", labels)
     with pytest.raises(UserError, match="no class in common"):
         audit(striped(0), against=other)
 
