@@ -1,6 +1,8 @@
 """Ray: a driver that hands shards to actors, which may be preempted and come back elsewhere. Needs the `ray` extra."""
 
+import contextlib
 import functools
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -32,15 +34,17 @@ class RayJob(Protocol):
 class ShardActor:
     """One worker with a loaded model."""
 
-    def __init__(self, out: Path, job: RayJob, batch_size: int) -> None:
+    def __init__(self, out: Path, job: RayJob, settings: Settings, batch_size: int, folder: Path) -> None:
+        _enter(folder)
         self.job = job
+        self.settings = settings
         self.dataset = DatasetFolder(out)
         self.batch_size = batch_size
 
     @functools.cached_property
     def sampler(self) -> Sampler:
         """Loaded when first used: Ray passes on what a method raises, but not what a constructor does."""
-        return self.job.load_sampler(self.dataset.settings)
+        return self.job.load_sampler(self.settings)
 
     def start(self) -> None:
         """Load the model."""
@@ -51,6 +55,18 @@ class ShardActor:
         with ShardWriter(self.dataset, self.sampler, self.batch_size) as writer:
             writer.sample(shard, lambda num_new: None, lambda: None)
             writer.finish()
+
+
+def _resolve(job: RayJob, folder: Path) -> Settings:
+    """The job's settings, found out on a machine of the cluster."""
+    _enter(folder)
+    return job.resolve()
+
+
+def _enter(folder: Path) -> None:
+    """Work where the driver works, so that relative paths of a job mean the same; a node may lack that folder."""
+    with contextlib.suppress(OSError):
+        os.chdir(folder)
 
 
 def generate_with_ray(
@@ -64,7 +80,7 @@ def generate_with_ray(
 
     Args:
         out: the dataset folder.
-        job: what to generate; each actor loads its model for itself.
+        job: what to generate; each actor loads its model for itself. Its relative paths are those of this process.
         num_workers: actors, with a GPU each: if the job's device is CUDA, or none is given and the cluster has GPUs.
         batch_size: images at a time.
         progress: told after each shard.
@@ -73,21 +89,24 @@ def generate_with_ray(
         The dataset.
 
     Raises:
-        UserError: Ray is not installed, fewer than one worker, no GPU where CUDA is asked for, or as `generate`.
+        UserError: Ray is not installed, fewer than one worker, CUDA asked for without a GPU or by the number of one, or
+            as `generate`.
     """
     check_number("--ray-workers", num_workers, at_least=1, at_most=10_000, integer=True)
     check_batch_size(batch_size)
+    if (job.device or "").startswith("cuda:"):
+        raise UserError(f"--device {job.device} is not for Ray, which gives each worker a GPU of its own; give cuda")
     try:
         import ray
         from ray.exceptions import RayTaskError
     except ImportError:
         raise UserError("Ray is not installed; pip install 'lbgen_hf[ray]'") from None
-    out = out.resolve()
+    out, folder = out.resolve(), Path.cwd()
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = gpus_an_actor(job.device, ray.cluster_resources().get("GPU", 0))
     try:
-        settings = ray.get(ray.remote(num_gpus=gpus, max_retries=-1)(type(job).resolve).remote(job))
+        settings = ray.get(ray.remote(num_gpus=gpus, max_retries=-1)(_resolve).remote(job, folder))
         dataset = DatasetFolder.create(out, settings)
         with Leases(out) as leases:
             leases.join()
@@ -95,7 +114,8 @@ def generate_with_ray(
             shards = remove_broken_shards(dataset)
             progress(dataset.num_images_written(), dataset.plan.num_images)
             make_actor = ray.remote(num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(ShardActor)
-            actors = [make_actor.remote(out, job, batch_size) for _ in range(min(num_workers, len(shards)))]
+            parts = (out, job, settings, batch_size, folder)
+            actors = [make_actor.remote(*parts) for _ in range(min(num_workers, len(shards)))]
             # Only an actor that has started is given shards: a cluster may have room for fewer than were asked for.
             running = {actor.start.remote(): (actor, 0) for actor in actors}
             num_left = len(shards)

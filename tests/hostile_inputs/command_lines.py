@@ -34,6 +34,7 @@ lbgen generate --out {{new}} --min-clip-score <nan inf -2 2 many>
 lbgen generate --out {{new}} --min-quality <nan inf 0 6 many>
 lbgen generate --out {{new}} --shard-size <-1 1.5 many 1000000000000>
 lbgen generate --out {{new}} --ray-workers <0 -1 many 1000000000>
+lbgen generate --out {{new}} --ray-workers 2 --device <cuda:0 cuda:1>
 lbgen generate --out {{new}} --format <gif exe '' JPEG2000>
 lbgen generate --out {{new}} --preset <slow '' PAPER>
 lbgen generate --out {{new}} --scheduler <nope '' os.system LbGenPipeline StableDiffusionPipeline ConfigMixin>

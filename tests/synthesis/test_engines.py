@@ -92,10 +92,14 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_ray_survives_an_actor_that_is_killed(
     two_gpus, sd_folder: Path, tmp_path: Path, quiet: list[dict], monkeypatch
 ):
-    """Without a device each actor gets a GPU, and uses what its machine has: here a CPU. The driver loads nothing."""
+    """Without a device each actor gets a GPU, and uses what its machine has: here a CPU. The driver loads nothing.
+
+    Relative paths are those of the driver: Ray was started in another folder.
+    """
     import ray
 
     monkeypatch.setattr("lbgen_hf.synthesis.sample.load_sampler", None)  # in this process, the driver, alone
+    monkeypatch.chdir(tmp_path)
     killed, free_gpus = [], []
 
     def kill_one_actor(done: int, total: int) -> None:
@@ -108,8 +112,8 @@ def test_ray_survives_an_actor_that_is_killed(
             actor.kill()
             killed.append(actor.pid)
 
-    job = Job(str(sd_folder), options=OPTIONS)
-    generate_with_ray(tmp_path / "out", job, num_workers=2, batch_size=8, progress=kill_one_actor)
+    job = Job(os.path.relpath(sd_folder), options=OPTIONS)
+    generate_with_ray(Path("out"), job, num_workers=2, batch_size=8, progress=kill_one_actor)
     assert killed
     assert min(free_gpus) == 0
     assert read_rows(tmp_path / "out") == quiet
@@ -136,7 +140,7 @@ def test_ray_gives_each_actor_a_gpu_and_the_driver_loads_nothing(two_gpus, finis
 
 
 @pytest.mark.parametrize(
-    ("device", "num_gpus", "expected"), [(None, 0, 0), (None, 4, 1), ("cpu", 4, 0), ("cuda", 4, 1), ("cuda:1", 4, 1)]
+    ("device", "num_gpus", "expected"), [(None, 0, 0), (None, 4, 1), ("cpu", 4, 0), ("cuda", 4, 1)]
 )
 def test_an_actor_has_a_gpu_where_the_job_uses_one(device: str | None, num_gpus: int, expected: int):
     assert gpus_an_actor(device, num_gpus) == expected
@@ -145,6 +149,12 @@ def test_an_actor_has_a_gpu_where_the_job_uses_one(device: str | None, num_gpus:
 def test_cuda_in_a_cluster_without_gpus_is_refused():
     with pytest.raises(UserError, match="the Ray cluster has no GPU for --device cuda"):
         gpus_an_actor("cuda", 0)
+
+
+def test_ray_gives_out_the_gpus(tmp_path: Path):
+    with pytest.raises(UserError, match="--device cuda:1 is not for Ray"):
+        generate_with_ray(tmp_path / "out", Job(device="cuda:1"), num_workers=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_ray_needs_a_worker(sd_folder: Path, tmp_path: Path):
