@@ -11,6 +11,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from PIL import Image
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import BROKEN_IMAGE, require_creatable, write_atomically
 from lbgen_hf.hub import check_repo_id, is_repo_id
+from lbgen_hf.synthesis.leases import Leases
 from lbgen_hf.synthesis.plan import Plan, Row, Settings
 from lbgen_hf.synthesis.shard import (
     ROW_GROUP_SIZE,
@@ -44,6 +46,7 @@ RECORD = "generation.json"
 # A published dataset is a stranger's: nothing larger than ours can be is read or decoded.
 _MAX_RECORD_BYTES = 16 * 2**20
 _MAX_GROUP_BYTES = 512 * 2**20
+_PAUSE_S = 0.1
 _DAMAGE = (*BROKEN_IMAGE, pa.ArrowException, RecursionError, KeyError, TypeError, IndexError, AttributeError)
 
 
@@ -118,9 +121,8 @@ class DatasetFolder:
             record = {"settings": settings.as_json(), "versions": _versions()}
             draft = path / WORK_FOLDER / f"generation-{uuid.uuid4().hex}.json"
             write_atomically(draft, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-            with contextlib.suppress(FileExistsError):  # another worker was first
-                _place(draft, path / RECORD)
-            draft.unlink()
+            _place(draft, path / RECORD)
+            draft.unlink(missing_ok=True)
         dataset = cls(path)
         dataset.check_settings(settings)
         if strays := dataset.stray_files():
@@ -472,20 +474,24 @@ def check_output(path: Path, settings: Settings | None = None) -> None:
 
 
 def _place(draft: Path, target: Path) -> None:
-    """Copy a file to where none is, whole where the file system has hard links.
-
-    Raises:
-        FileExistsError: there is one.
-    """
+    """Put a file where none is, whole, and never in place of another worker's."""
     try:
         os.link(draft, target)
-    except FileExistsError:
-        raise
+    except FileExistsError:  # another worker was first
+        return
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        with target.open("xb") as file:
-            file.write(draft.read_bytes())
+        _place_in_turn(draft, target)
+
+
+def _place_in_turn(draft: Path, target: Path) -> None:
+    """`_place` where the file system has no hard links: one worker at a time looks whether the file is there."""
+    with Leases(target.parent) as leases:
+        while not leases.take(target.name):
+            time.sleep(_PAUSE_S)
+        if not target.exists():
+            draft.rename(target)
 
 
 def _is_of_the_system(error: BaseException) -> bool:

@@ -55,9 +55,9 @@ class Leases:
         for path in list(self._held):
             self._release(path)
 
-    def take(self, shard: int) -> bool:
-        """Lease a shard; False where a worker that lives has it."""
-        return self._take(self.folder / str(shard))
+    def take(self, what: int | str) -> bool:
+        """Lease a shard, or a file of the folder by its name; False where a worker that lives has it."""
+        return self._take(self.folder / str(what))
 
     def release(self, shard: int) -> None:
         """End the lease of a shard."""

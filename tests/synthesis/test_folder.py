@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import shutil
@@ -169,8 +170,20 @@ def test_a_damaged_record_is_one_line(tmp_path: Path, content: bytes):
     assert "\n" not in str(error.value)
 
 
-def test_two_different_jobs_cannot_share_a_folder(tmp_path: Path):
+def refuse_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.parametrize("has_hard_links", [True, False])
+def test_two_different_jobs_cannot_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_hard_links: bool
+):
     """Whoever is first has it, also where both start at once."""
+    if not has_hard_links:
+        refuse_hard_links(monkeypatch)
     workers = [start_worker(tmp_path / "out", make_settings(seed=seed), StandIn(seconds=0.02)) for seed in range(4)]
     for worker in workers:
         worker.join(60)
@@ -178,15 +191,20 @@ def test_two_different_jobs_cannot_share_a_folder(tmp_path: Path):
     assert len(list(DatasetFolder(tmp_path / "out").rows())) == 60
 
 
-def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(source: Path, target: Path) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+def test_without_hard_links_too_the_record_is_whole_once_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    record = tmp_path / "out" / "generation.json"
 
-    monkeypatch.setattr(os, "link", refuse)
+    def watched_open(file, mode="r", *args, **options):
+        assert file != record or mode.startswith("r")
+        return open(file, mode, *args, **options)
+
+    refuse_hard_links(monkeypatch)
+    monkeypatch.setattr(io, "open", watched_open)
     assert DatasetFolder.create(tmp_path / "out", make_settings()).settings == make_settings()
     DatasetFolder.create(tmp_path / "out", make_settings())  # another worker
     with pytest.raises(UserError, match="seed"):
         DatasetFolder.create(tmp_path / "out", make_settings(seed=1))
+    assert not [path for path in (tmp_path / "out" / ".lbgen").rglob("*") if path.is_file()]
 
 
 def test_a_folder_with_a_stray_shard_is_refused(copy: Path):
