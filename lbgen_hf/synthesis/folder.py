@@ -119,7 +119,7 @@ class DatasetFolder:
             for folder in ("data", WORK_FOLDER):
                 (path / folder).mkdir(parents=True, exist_ok=True)
             record = {"settings": settings.as_json(), "versions": _versions()}
-            draft = path / WORK_FOLDER / f"generation-{uuid.uuid4().hex}.json"
+            draft = path / WORK_FOLDER / f"generation-{uuid.uuid4().hex}.tmp"
             write_atomically(draft, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
             _place(draft, path / RECORD)
             draft.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ class Leases:
                 os.utime(path)
 
     def remove_expired(self) -> None:
-        """Delete half-written shards of workers that died, and expired leases."""
+        """Delete half-written files of workers that died, and expired leases."""
         now = self.now()
         for path in [*self.folder.parent.glob("*.tmp"), *self.folder.glob("*")]:
             with contextlib.suppress(FileNotFoundError):  # its owner lives, and has just renamed or removed it
@@ -108,7 +108,7 @@ class Leases:
 
     def now(self) -> float:
         """The clock that the leases' times are from, which on a network disk is not this machine's."""
-        probe = self.folder.parent / f"clock-{self._me['token']}"
+        probe = self.folder.parent / f"clock-{self._me['token']}.tmp"
         probe.touch()
         try:
             return probe.stat().st_mtime

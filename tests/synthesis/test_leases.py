@@ -1,15 +1,19 @@
 """Leases tell living workers apart from dead ones, and keep apart what does not go together."""
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stand_in import make_settings
 
 from lbgen_hf.errors import UserError
+from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.leases import EXPIRY_S, Leases, alone_in, count_workers
 
 
@@ -128,3 +132,23 @@ def test_old_work_is_removed_and_the_work_of_the_living_is_not(tmp_path: Path):
         new[1].touch()
         leases.remove_expired()
         assert [path.exists() for path in [*old, *new]] == [False, False, True, True]
+
+
+def _work_and_die(work: Callable[[Path], object], out: Path) -> None:
+    """As a process that is killed before it has removed a file of its own."""
+    os.unlink = lambda *_, **__: os._exit(9)
+    work(out)
+
+
+@pytest.mark.parametrize(
+    "work", [lambda out: DatasetFolder.create(out, make_settings()), lambda out: Leases(out).now()], ids=["join", "now"]
+)
+def test_what_a_killed_process_leaves_is_removed_too(tmp_path: Path, work: Callable[[Path], object]):
+    process = multiprocessing.get_context("fork").Process(target=_work_and_die, args=(work, tmp_path))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
+    (left,) = (path for path in (tmp_path / ".lbgen").rglob("*") if path.is_file())
+    os.utime(left, (0, 0))
+    Leases(tmp_path).remove_expired()
+    assert not left.exists()
