@@ -6,8 +6,9 @@ import io
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
+from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from huggingface_hub import metadata_load, metadata_save
 from PIL import Image
 from torch import Tensor
@@ -32,6 +34,9 @@ from lbgen_hf.synthesis.shard import SCORER_KEY
 COLUMN = "quality"
 SCORER_COLUMN = "quality_scorer"
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+# The names that `datasets` takes for folders of splits, at any depth: its words, alone or set apart.
+_SPLIT_WORDS = "|".join(word for words in SPLIT_KEYWORDS.values() for word in words)
+_SPLIT_FOLDER = re.compile(rf"(.*[{NON_WORDS_CHARS}])?({_SPLIT_WORDS})([{NON_WORDS_CHARS}].*)?")
 _CHUNK = 100  # images in memory at a time; also the rows of a row group
 _SAVE_EVERY_S = 10.0
 
@@ -40,7 +45,7 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """What a folder holds: where the scores are, the scores, and how many of them were there before this run."""
+    """The scores of a folder: the file or folder that they are in, and how many of them were there before this run."""
 
     written_to: Path
     scores: list[float]
@@ -57,8 +62,9 @@ def score_folder(
 ) -> Scored:
     """Write a column `quality`: into the shards of a dataset folder, else into `metadata.csv` of a folder of images.
 
-    Both are what `datasets.load_dataset` reads. Scores of the same scorer that are there already are kept. Where
-    `datasets` takes the names of the images' folders for labels, the table has them too: beside it they do not count.
+    Both are what `datasets.load_dataset` reads: each folder of a split (train, validation...) has a table of its own.
+    Scores of the same scorer that are there already are kept. Where `datasets` takes the names of the images' folders
+    for labels, the tables have them too: beside a table they do not count.
 
     Args:
         folder: a dataset that `lbgen generate` made; another one, with parquet files that have an `image` column; or
@@ -137,6 +143,40 @@ def score_images(scorer: QualityScorer, images: Iterable[Tensor], batch_size: in
     return scores.tolist()
 
 
+class _Table:
+    """`metadata.csv` of a folder: its rows by image, and the images that it is for.
+
+    Args:
+        folder: where it is, or will be.
+        images: in the folder, at any depth.
+
+    Raises:
+        UserError: it is damaged, has a column `quality` of another origin, or `datasets` would not read it.
+    """
+
+    def __init__(self, folder: Path, images: list[Path]) -> None:
+        self.path = folder / "metadata.csv"
+        for other in (folder / "metadata.jsonl", folder / "metadata.parquet"):
+            if other.exists():
+                raise UserError(f"load_dataset reads no metadata.csv beside {other}; turn that into one first")
+        self.rows = _read_table(self.path)
+        if any(row.get(COLUMN) and not row.get(SCORER_COLUMN) for row in self.rows.values()):
+            raise UserError(f"{self.path} has a column {COLUMN} of another origin; rename it, so that it is not lost")
+        self.images = {_file_name(path.relative_to(folder)): path for path in images}
+
+    def write(self) -> None:
+        """Write it, unless it has no row."""
+        if not self.rows:
+            return
+        columns = list(dict.fromkeys(column for row in self.rows.values() for column in row))
+        draft = self.path.with_name(f".{self.path.name}.tmp")
+        with draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows.values())
+        os.replace(draft, self.path)
+
+
 def _score_images(
     folder: Path,
     images: list[Path],
@@ -145,34 +185,47 @@ def _score_images(
     batch_size: int,
     progress: Progress,
 ) -> Scored:
-    table = folder / "metadata.csv"
-    for other in (folder / "metadata.jsonl", folder / "metadata.parquet"):
-        if other.exists():
-            raise UserError(f"load_dataset reads no {table.name} beside {other}; turn that into a {table.name} first")
-    rows = _read_table(table)
-    if any(row.get(COLUMN) and not row.get(SCORER_COLUMN) for row in rows.values()):
-        raise UserError(f"{table} has a column {COLUMN} of another origin; rename it first, so that it is not lost")
-    files = {_file_name(path.relative_to(folder)): path for path in images}
-    unscored = _unscored_rows(files, rows)
-    waiting = [file for file in files if not _is_scored(rows.get(file, {}), name)]
-    known = len(files) - len(waiting)
+    tables = {place: _Table(place, found) for place, found in _by_split(folder, images).items()}
+    # Images beside the folders of splits are none of the dataset that `datasets` reads.
+    unscored = _unscored_rows([table for place, table in tables.items() if place != folder])
+    unscored |= _unscored_rows([table for place, table in tables.items() if place == folder])
+    cells = [(table, file) for table in tables.values() for file in table.images]
+    waiting = [(table, file) for table, file in cells if not _is_scored(table.rows.get(file, {}), name)]
+    known = len(cells) - len(waiting)
     scorer: Any = load_scorer(name) if waiting else None
     last_saved = time.monotonic()
     try:
         for start in range(0, len(waiting), _CHUNK):
             chunk = waiting[start : start + _CHUNK]
-            decoded = [read_image(files[file].read_bytes(), file) for file in chunk]
-            for file, score in zip(chunk, score_images(scorer, decoded, batch_size), strict=True):
+            decoded = [_read(table.images[file], folder) for table, file in chunk]
+            for (table, file), score in zip(chunk, score_images(scorer, decoded, batch_size), strict=True):
                 scores = {COLUMN: f"{score:.5f}", SCORER_COLUMN: name}
-                rows[file] = unscored[file] | rows.get(file, {}) | scores
-            progress(known + start + len(chunk), len(files))
+                table.rows[file] = unscored[table.images[file]] | table.rows.get(file, {}) | scores
+            progress(known + start + len(chunk), len(cells))
             if time.monotonic() - last_saved > _SAVE_EVERY_S:
-                _write_table(table, rows)
+                for table in tables.values():
+                    table.write()
                 last_saved = time.monotonic()
     finally:
-        if rows:
-            _write_table(table, rows)
-    return Scored(table, [float(rows[file][COLUMN]) for file in files], known)
+        for table in tables.values():
+            table.write()
+    written_to = folder if len(tables) > 1 else next(iter(tables.values())).path
+    return Scored(written_to, [float(table.rows[file][COLUMN]) for table, file in cells], known)
+
+
+def _by_split(folder: Path, images: list[Path]) -> dict[Path, list[Path]]:
+    """The images by the folder of the split that `datasets` takes them for; those of no split by `folder` itself."""
+    by_split: dict[Path, list[Path]] = {}
+    for image in images:
+        parents = image.relative_to(folder).parts[:-1]
+        depth = next((i for i, part in enumerate(parents, start=1) if _SPLIT_FOLDER.fullmatch(part)), 0)
+        by_split.setdefault(folder.joinpath(*parents[:depth]), []).append(image)
+    return by_split
+
+
+def _read(path: Path, folder: Path) -> Tensor:
+    """An image to (3, H, W) uint8; an error names its place in `folder`."""
+    return read_image(path.read_bytes(), _file_name(path.relative_to(folder)))
 
 
 def _file_name(path: Path) -> str:
@@ -180,18 +233,18 @@ def _file_name(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
-def _unscored_rows(files: Iterable[str], rows: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """File to its row without scores; with the label that `datasets` would give it if there were no table.
+def _unscored_rows(tables: list[_Table]) -> dict[Path, dict[str, str]]:
+    """Image to its row without scores; with the label that `datasets` would give it if there were no table.
 
-    Args:
-        files: paths in the folder.
-        rows: of the table that is there. One without labels says that the folders are none.
+    `datasets` expects the same columns of all splits. A table without labels says that the folders are none.
     """
-    parents = {file: file.rpartition("/")[0].rpartition("/")[2] for file in files}
-    same_depth = len({file.count("/") for file in parents}) == 1
-    if not same_depth or len(set(parents.values())) < 2 or any("label" not in row for row in rows.values()):
-        return {file: {"file_name": file} for file in parents}
-    return {file: {"file_name": file, "label": parent} for file, parent in parents.items()}
+    files = {path: file for table in tables for file, path in table.images.items()}
+    parents = {path: file.rpartition("/")[0].rpartition("/")[2] for path, file in files.items()}
+    same_depth = len({file.count("/") for file in files.values()}) == 1
+    is_refused = any("label" not in row for table in tables for row in table.rows.values())
+    if not same_depth or len(set(parents.values())) < 2 or is_refused:
+        return {path: {"file_name": file} for path, file in files.items()}
+    return {path: {"file_name": file, "label": parents[path]} for path, file in files.items()}
 
 
 def _is_scored(row: dict[str, str], name: str) -> bool:
@@ -216,16 +269,6 @@ def _read_table(table: Path) -> dict[str, dict[str, str]]:
     if len(by_file) < len(rows):
         raise UserError(f"{table} has several rows of one image; score a copy of the folder without it")
     return by_file
-
-
-def _write_table(table: Path, rows: dict[str, dict[str, str]]) -> None:
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row)) or ["file_name"]
-    draft = table.with_name(f".{table.name}.tmp")
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows.values())
-    os.replace(draft, table)
 
 
 def _score_shards(

@@ -122,6 +122,46 @@ def test_folders_that_are_labels_stay_labels(tmp_path: Path, scorer: Brightness)
     assert sorted(loaded["label"]) == ["cat", "dog", "dog"]
 
 
+def write_images(folder: Path, *names: str) -> list[float]:
+    """Images of rising brightness, and the scores of `Brightness`."""
+    for place, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        make_image(51 * place).save(folder / name)
+    return [1 + 0.8 * place for place in range(len(names))]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [("train", "validation"), ("images/my_train", "images/val-2"), ("train-1", "dev")],
+)
+@pytest.mark.parametrize("classes", [True, False])
+def test_each_split_gets_a_table_that_datasets_reads(
+    tmp_path: Path, scorer: Brightness, train: str, validation: str, classes: bool
+) -> None:
+    cat, dog = ("cat/", "dog/") if classes else ("", "")
+    names = [f"{train}/{cat}0.png", f"{train}/{dog}1.png", f"{validation}/{cat}2.png", f"{validation}/{cat}3.png"]
+    expected = write_images(tmp_path / "images", *names)
+    make_image(0).save(tmp_path / "images" / "preview.png")  # of no split: `datasets` does not read it
+    scored = score_folder(tmp_path / "images", "one", lambda _: scorer)
+    assert (scored.written_to, len(scored.scores), scored.known) == (tmp_path / "images", 5, 0)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "images"), cache_dir=str(tmp_path / "cache"))
+    assert sorted(loaded) == ["train", "validation"]
+    assert loaded["train"]["quality"] == pytest.approx(expected[:2], abs=1e-4)
+    assert loaded["validation"]["quality"] == pytest.approx(expected[2:], abs=1e-4)
+    for split, labels in (("train", ["cat", "dog"]), ("validation", ["cat", "cat"])):
+        assert [row.get("label") for row in loaded[split]] == (labels if classes else [None, None])
+        assert all(row["image"].size == (40, 36) for row in loaded[split])
+    assert score_folder(tmp_path / "images", "one", lambda _: scorer).known == 5
+
+
+def test_a_folder_with_a_training_split_alone(tmp_path: Path, scorer: Brightness) -> None:
+    expected = write_images(tmp_path / "images", "train/0.png", "train/1.png")
+    table = tmp_path / "images" / "train" / "metadata.csv"
+    assert score_folder(tmp_path / "images", "one", lambda _: scorer).written_to == table
+    loaded = datasets.load_dataset(str(tmp_path / "images"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["quality"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_table_without_labels_gets_none(tmp_path: Path, scorer: Brightness) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
@@ -133,7 +173,7 @@ def test_a_table_without_labels_gets_none(tmp_path: Path, scorer: Brightness) ->
 
 def test_a_table_of_another_format_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "one"}\n')
-    assert "turn that into a metadata.csv first" in refusal(capsys, "score", images)
+    assert "turn that into one first" in refusal(capsys, "score", images)
 
 
 def test_a_folder_that_is_scored_is_not_scored_by_another(
