@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import BROKEN_IMAGE, locked_from_outside
+from lbgen_hf.files import BROKEN_IMAGE, locked_from_outside, require_writable
 from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
 from lbgen_hf.synthesis.card import write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
@@ -83,9 +83,9 @@ def score_folder(
         raise UserError(f"{folder} is not a folder")
     if (folder / RECORD).exists():
         dataset = DatasetFolder(folder)
-        dataset.require_complete()
-        shards = [dataset.shard_path(shard) for shard in range(dataset.plan.num_shards)]
         with alone_in(folder):
+            dataset.require_complete()
+            shards = [dataset.shard_path(shard) for shard in range(dataset.plan.num_shards)]
             scored = _score_shards(folder, shards, name, load_scorer, batch_size, progress)
             write_card(DatasetFolder(folder))
         return scored
@@ -102,7 +102,7 @@ def score_folder(
 
 
 def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
@@ -192,12 +192,15 @@ def _score_images(
     cells = [(table, file) for table in tables.values() for file in table.images]
     waiting = [(table, file) for table, file in cells if not _is_scored(table.rows.get(file, {}), name)]
     known = len(cells) - len(waiting)
+    if waiting:
+        for place in tables:
+            require_writable(place)
     scorer: Any = load_scorer(name) if waiting else None
     last_saved = time.monotonic()
     try:
         for start in range(0, len(waiting), _CHUNK):
             chunk = waiting[start : start + _CHUNK]
-            decoded = [_read(table.images[file], folder) for table, file in chunk]
+            decoded = [_read_file(table.images[file], folder) for table, file in chunk]
             for (table, file), score in zip(chunk, score_images(scorer, decoded, batch_size), strict=True):
                 scores = {COLUMN: f"{score:.5f}", SCORER_COLUMN: name}
                 table.rows[file] = unscored[table.images[file]] | table.rows.get(file, {}) | scores
@@ -223,9 +226,14 @@ def _by_split(folder: Path, images: list[Path]) -> dict[Path, list[Path]]:
     return by_split
 
 
-def _read(path: Path, folder: Path) -> Tensor:
+def _read_file(path: Path, folder: Path) -> Tensor:
     """An image to (3, H, W) uint8; an error names its place in `folder`."""
-    return read_image(path.read_bytes(), _file_name(path.relative_to(folder)))
+    label = _file_name(path.relative_to(folder))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{label} cannot be read: {error.strerror or error}") from error
+    return read_image(content, label)
 
 
 def _file_name(path: Path) -> str:
@@ -352,8 +360,9 @@ def _with_column(schema: pa.Schema, name: str) -> pa.Schema:
     metadata = {**(schema.metadata or {}), SCORER_KEY: name.encode()}
     if b"huggingface" in metadata:
         declared = json.loads(metadata[b"huggingface"])
-        declared["info"]["features"][COLUMN] = {"dtype": "float32", "_type": "Value"}
-        metadata[b"huggingface"] = json.dumps(declared).encode()
+        if features := declared.get("info", {}).get("features"):  # as `datasets` looks for them
+            features[COLUMN] = {"dtype": "float32", "_type": "Value"}
+            metadata[b"huggingface"] = json.dumps(declared).encode()
     if COLUMN in schema.names:
         schema = schema.set(schema.get_field_index(COLUMN), pa.field(COLUMN, pa.float32()))
     else:

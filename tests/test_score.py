@@ -1,6 +1,7 @@
 """`lbgen score`: folders of images and datasets, resumed, refused."""
 
 import csv
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -346,7 +347,41 @@ def test_a_broken_generated_dataset_is_not_scored(generated: Path, scorer: Brigh
     assert not (generated / "metadata.csv").exists()
 
 
-def test_a_dataset_that_is_written_is_not_scored(generated: Path, scorer: Brightness) -> None:
+def test_a_file_that_cannot_be_opened_is_one_line_and_a_folder_is_no_image(images: Path, scorer: Brightness) -> None:
+    (images / "album.png").mkdir()
+    make_image(0).save(images / "album.png" / "5.png")
+    assert len(score_folder(images, "one", lambda _: scorer).scores) == 6
+    (images / "gone.png").symlink_to(images / "nowhere.png")
+    with pytest.raises(UserError, match=r"gone\.png cannot be read: No such file"):
+        score_folder(images, "one", lambda _: scorer)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_scorer_is_loaded(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)  # of the user root, no folder refuses anything
+    with pytest.raises(UserError, match=r"cannot write to .*images: Permission denied"):
+        score_folder(images, "one", lambda _: pytest.fail("it is loaded"))
+
+
+@pytest.mark.parametrize("declared", ["{}", '{"info": {}}', '{"info": {"features": null}}'])
+def test_columns_that_datasets_was_not_told_of(tmp_path: Path, scorer: Brightness, declared: str) -> None:
+    write_shards(tmp_path, num_shards=1)
+    (tmp_path / "README.md").unlink()
+    (shard,) = (tmp_path / "data").iterdir()
+    pq.write_table(pq.read_table(shard).replace_schema_metadata({b"huggingface": declared.encode()}), shard)
+    score_folder(tmp_path, "one", lambda _: scorer)
+    loaded = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded["quality"]) == 4
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_dataset_that_is_written_is_not_scored(generated: Path, scorer: Brightness, is_complete: bool) -> None:
+    if not is_complete:
+        next((generated / "data").iterdir()).unlink()
     with Leases(generated, host="another-machine", pid=1) as worker:
         worker.join()
         with pytest.raises(UserError, match="lbgen generate is writing to"):
