@@ -3,8 +3,9 @@
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lbgen_hf.errors import UserError, first_line
 
@@ -25,7 +26,23 @@ METRICS = {
     "colour_spread": ("Spread of the mean colour", "standard deviation", 1),
 }
 _WANTED = {-1: "less is better", 1: "more is better"}
+# How it was measured, in words.
+_OPTIONS = {
+    "pretrained_model_name_or_path": "base model {}",
+    "images_per_class": "{} images of each class",
+    "num_inference_steps": "{} steps",
+    "guidance_scale": "guidance {}",
+    "seed": "noise of seed {}",
+    "judge": "seen by {}",
+}
 _Triple = tuple[float, float, float]  # value, low, high
+
+
+class _Measured(NamedTuple):
+    """What a file says of a LoRA: by metric the triples "base", "tuned" and "relative"; and how it was measured."""
+
+    rows: dict[str, dict[str, _Triple]]
+    conditions: str
 
 
 def bias_page(paths: Mapping[str, Path]) -> str:
@@ -46,14 +63,8 @@ def bias_page(paths: Mapping[str, Path]) -> str:
             "<p>measures a LoRA of lbgen-tiny; a demo started with <code>--lora FOLDER</code> shows it here.</p></div>"
         )
     measured = {name: _read(path) for name, path in paths.items()}
-    tables = {name: rows for name, (rows, _) in measured.items()}
-    _, options = next(iter(measured.values()))
-    span = _span(tables)
-    body = "".join(
-        _metric({name: rows[metric] for name, rows in tables.items() if metric in rows}, *words, span)
-        for metric, words in METRICS.items()
-        if any(metric in rows for rows in tables.values())
-    )
+    span = _span(measured.values())
+    body = "".join(_metric(measured, metric, *words, span) for metric, words in METRICS.items())
     return (
         '<div class="lb-note"><p>An independent judge looks at images of every class, generated from the class name '
         "alone, by the base model and by each LoRA from the same noise. A generator is biased where background, "
@@ -65,30 +76,57 @@ def bias_page(paths: Mapping[str, Path]) -> str:
         '<th scope="col" role="columnheader">Value</th>'
         f'<th scope="col" role="columnheader" class="lb-chart">Change from the base model{_axis(span)}</th>'
         f"</tr></thead>{body}</table>"
-        f"<p>{html.escape(options['images_per_class'])} images of each class, "
-        f"{html.escape(options['num_inference_steps'])} steps, guidance {html.escape(options['guidance_scale'])}; "
-        "measured by <code>training/measure_bias.py</code>.</p></div>"
+        f"<p>Measured by <code>training/measure_bias.py</code>:</p>{_conditions(measured)}</div>"
     )
 
 
-def _read(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
-    """The rows of the LoRA, by metric, and the options; a file that measured the base alone compares it with itself."""
+def _read(path: Path) -> _Measured:
+    """What a file says; one that measured the base alone compares it with itself."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        tables = record["tables"]
+        tables, options = record["tables"], dict(record["options"])
         rows = next((rows for name, rows in tables.items() if name != "base"), tables["base"])
-        return {row["name"]: row for row in rows}, record["options"]
+        measured = {row["name"]: {key: _triple(row[key]) for key in ("base", "tuned", "relative")} for row in rows}
+        options["pretrained_model_name_or_path"] = Path(options["pretrained_model_name_or_path"]).name
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what training/measure_bias.py --output writes: {first_line(error)}") from error
+    words = (words.format(options[name]) for name, words in _OPTIONS.items() if name in options)
+    return _Measured(measured, ", ".join(words))
 
 
-def _metric(rows: dict[str, dict], title: str, unit: str, wanted: int, span: float) -> str:
-    """One metric: the base model's line, then a line for each LoRA."""
-    base = next(iter(rows.values()))["base"]
-    lines = [
-        ("Base model", base, ""),
-        *((name, row["tuned"], _chart(row["relative"], wanted, span)) for name, row in rows.items()),
-    ]
+def _triple(values: Sequence[float]) -> _Triple:
+    value, low, high = map(float, values)
+    return value, low, high
+
+
+def _conditions(measured: Mapping[str, _Measured]) -> str:
+    """How all were measured, or how each was."""
+    groups = _groups({name: conditions for name, (_, conditions) in measured.items()})
+    if len(groups) == 1:
+        return f"<p>{html.escape(next(iter(groups)))}.</p>"
+    lines = (f"{', '.join(names)}: {conditions}." for conditions, names in groups.items())
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
+def _groups(values: Mapping[str, str]) -> dict[str, list[str]]:
+    """Each value with the names that have it."""
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    return groups
+
+
+def _metric(measured: Mapping[str, _Measured], metric: str, title: str, unit: str, wanted: int, span: float) -> str:
+    """One metric: a line for the base model and one for each LoRA on it; then the same for other base models."""
+    found = {name: rows[metric] for name, (rows, _) in measured.items() if metric in rows}
+    if not found:
+        return ""
+    bases = _groups({name: f"{row['base']} {measured[name].conditions}" for name, row in found.items()})
+    lines: list[tuple[str, _Triple, str]] = []
+    for names in bases.values():
+        base = "Base model" if len(bases) == 1 else f"Base model of {', '.join(names)}"
+        lines.append((base, found[names[0]]["base"], ""))
+        lines += [(name, found[name]["tuned"], _chart(found[name]["relative"], wanted, span)) for name in names]
     head = (
         f'<th scope="rowgroup" role="rowheader" rowspan="{len(lines)}">{title}'
         f"<small>{unit}; {_WANTED[wanted]}</small></th>"
@@ -117,9 +155,9 @@ def _doublings(relative: float) -> float:
     return math.log2(1 + relative) if relative > -1 else -math.inf
 
 
-def _span(tables: Mapping[str, dict[str, dict]]) -> float:
+def _span(measured: Iterable[_Measured]) -> float:
     """How many halvings and doublings the axis needs: 1 to 4."""
-    relative = [x for rows in tables.values() for name, row in rows.items() if name in METRICS for x in row["relative"]]
+    relative = [x for rows, _ in measured for name, row in rows.items() if name in METRICS for x in row["relative"]]
     distances = [abs(_doublings(x)) for x in relative if math.isfinite(x) and x > -1]
     return min(4, max(1, math.ceil(2 * max(distances, default=1)) / 2))
 

@@ -58,14 +58,29 @@ def test_what_is_missing_is_one_line(options: list[str], message: str, capsys: p
     assert message in line
 
 
-def bias_file(path: Path, **relative: tuple[float, float, float]) -> Path:
+def bias_file(
+    path: Path, base: float = 1.5, options: dict[str, str] | None = None, **relative: tuple[float, float, float]
+) -> Path:
     """What `measure_bias.py` writes, of metrics with these relative changes."""
     rows = [
-        {"name": name, "base": [1.5, 1.4, 1.6], "tuned": [0.3, 0.2, 0.4], "change": [0, 0, 0], "relative": change}
+        {
+            "name": name,
+            "base": [base, base - 0.1, base + 0.1],
+            "tuned": [0.3, 0.2, 0.4],
+            "change": [0, 0, 0],
+            "relative": change,
+        }
         for name, change in relative.items()
     ]
-    options = {"images_per_class": "100", "num_inference_steps": "50", "guidance_scale": "2.0"}
-    path.write_text(json.dumps({"options": options, "tables": {"base": [], "lora": rows}}))
+    defaults = {
+        "pretrained_model_name_or_path": "lbgen-tiny",
+        "images_per_class": "100",
+        "num_inference_steps": "50",
+        "guidance_scale": "2.0",
+        "seed": "1",
+        "judge": "judge",
+    }
+    path.write_text(json.dumps({"options": defaults | (options or {}), "tables": {"base": [], "lora": rows}}))
     return path
 
 
@@ -101,6 +116,32 @@ def test_the_bias_page_shows_what_measure_bias_wrote(tmp_path: Path) -> None:
     assert "No bias has been measured" in bias_page({})
 
 
+def lines(page: str) -> list[tuple[str, str]]:
+    """Model and value of each line of the table."""
+    return re.findall(r'<td role="cell">([^<]+)</td><td role="cell">([\d.]+) <small>', page)
+
+
+def test_each_lora_stands_below_its_own_base_model_with_its_own_options(tmp_path: Path) -> None:
+    change = {"mi_background": (-0.8, -0.9, -0.7)}
+    more = {"pretrained_model_name_or_path": "/home/ada/another", "num_inference_steps": "25"}
+    first, third = (bias_file(tmp_path / f"{name}.json", **change) for name in (1, 3))
+    second = bias_file(tmp_path / "2.json", base=0.7, options=more, **change)
+    page = bias_page({"first": first, "second": second, "third": third})
+    assert lines(page) == [
+        ("Base model of first, third", "1.500"),
+        ("first", "0.300"),
+        ("third", "0.300"),
+        ("Base model of second", "0.700"),
+        ("second", "0.300"),
+    ]
+    shared = "100 images of each class, {} steps, guidance 2.0, noise of seed 1, seen by judge."
+    assert f"<p>first, third: base model lbgen-tiny, {shared.format(50)}</p>" in page
+    assert f"<p>second: base model another, {shared.format(25)}</p>" in page
+    alone = bias_page({"first": first, "third": third})
+    assert lines(alone) == [("Base model", "1.500"), ("first", "0.300"), ("third", "0.300")]
+    assert f"<p>base model lbgen-tiny, {shared.format(50)}</p>" in alone
+
+
 def marks(page: str) -> list[float]:
     return [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', page)]
 
@@ -129,7 +170,9 @@ def test_a_change_beyond_the_axis_is_an_arrow(tmp_path: Path) -> None:
     assert "+9900%" in page
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"tables": {"base": [{}]}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", '{"tables": {"base": [{}]}}', '{"options": {}, "tables": {"base": []}}']
+)
 def test_a_damaged_file_of_bias_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "bias.json").write_text(content)
     with pytest.raises(UserError, match=r"bias\.json is not what training/measure_bias\.py"):
