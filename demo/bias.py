@@ -85,13 +85,23 @@ def _read(path: Path) -> _Measured:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         tables, options = record["tables"], dict(record["options"])
-        rows = next((rows for name, rows in tables.items() if name != "base"), tables["base"])
+        rows = _rows_of(tables, path.resolve().parent.name)
         measured = {row["name"]: {key: _triple(row[key]) for key in ("base", "tuned", "relative")} for row in rows}
         options["pretrained_model_name_or_path"] = Path(options["pretrained_model_name_or_path"]).name
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what training/measure_bias.py --output writes: {first_line(error)}") from error
     words = (words.format(options[name]) for name, words in _OPTIONS.items() if name in options)
     return _Measured(measured, ", ".join(words))
+
+
+def _rows_of(tables: Mapping[str, list[dict]], lora: str) -> list[dict]:
+    """The rows of the only LoRA, or among several of the one of this name; without any, the base model's."""
+    found = [(Path(name).name, rows) for name, rows in tables.items() if name != "base"]
+    if len(found) > 1:
+        found = [(name, rows) for name, rows in found if name == lora]
+        if len(found) != 1:
+            raise ValueError(f"it has several LoRAs, and not one that is called {lora}")
+    return found[0][1] if found else tables["base"]
 
 
 def _triple(values: Sequence[float]) -> _Triple:

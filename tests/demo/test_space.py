@@ -142,6 +142,19 @@ def test_each_lora_stands_below_its_own_base_model_with_its_own_options(tmp_path
     assert f"<p>base model lbgen-tiny, {shared.format(50)}</p>" in alone
 
 
+def test_of_a_file_of_several_loras_the_one_beside_it_is_shown(tmp_path: Path) -> None:
+    path = bias_file(tmp_path / "bias.json", mi_background=(0.0, 0.0, 0.0))
+    record = json.loads(path.read_text())
+    (other,) = (dict(row, tuned=[0.9, 0.8, 1.0]) for row in record["tables"]["lora"])
+    record["tables"] |= {f"elsewhere/{tmp_path.name}": [other]}
+    path.write_text(json.dumps(record))
+    assert lines(bias_page({"a": path})) == [("Base model", "1.500"), ("a", "0.900")]
+    (tmp_path / "third").mkdir()
+    moved = path.rename(tmp_path / "third" / "bias.json")
+    with pytest.raises(UserError, match="it has several LoRAs, and not one that is called third"):
+        bias_page({"a": moved})
+
+
 def marks(page: str) -> list[float]:
     return [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', page)]
 
