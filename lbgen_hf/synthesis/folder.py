@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,7 +202,7 @@ class DatasetFolder:
 
     def num_images_written(self) -> int:
         """How many images the shards hold, by the shards' names alone."""
-        finished = sum(entry.name.endswith(".parquet") for entry in os.scandir(self.path / "data"))
+        finished = sum(entry.name.endswith(".parquet") for entry in self._entries())
         return min(self.plan.num_images, finished * self.plan.shard_size)
 
     def footer(self, shard: int) -> Footer:
@@ -235,7 +235,9 @@ class DatasetFolder:
 
     def _look_at_shards(self) -> tuple[dict[int, Footer], dict[int, str]]:
         """The footers of the shards that are done, and why the others are not."""
-        present = {Path(name).name for name in self._files.ls(f"{self._root}/data", detail=False)}
+        present: set[str] = set()
+        with contextlib.suppress(FileNotFoundError):  # somebody removed `data`, and all of it is to be made again
+            present = {Path(name).name for name in self._files.ls(f"{self._root}/data", detail=False)}
         footers, unfinished = {}, {}
         for shard in range(self.plan.num_shards):
             if Path(self.plan.shard_name(shard)).name not in present:
@@ -254,8 +256,13 @@ class DatasetFolder:
     def stray_files(self) -> list[str]:
         """Files in `data/` that the plan does not know: `load_dataset` would read shards among them too."""
         planned = {self.plan.shard_name(shard) for shard in range(self.plan.num_shards)}
-        names = (f"data/{entry.name}" for entry in os.scandir(self.path / "data") if not entry.name.startswith("."))
+        names = (f"data/{entry.name}" for entry in self._entries() if not entry.name.startswith("."))
         return sorted(name for name in names if name not in planned)
+
+    def _entries(self) -> Iterable[os.DirEntry]:
+        """What lies in `data/`; nothing where somebody removed it."""
+        data = self.path / "data"
+        return os.scandir(data) if data.is_dir() else ()
 
     def require_complete(self) -> list[Footer]:
         """Make sure that every shard is done, and that nothing else lies among them.

@@ -25,7 +25,7 @@ from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.plan import PRESETS
 from lbgen_hf.synthesis.publish import export_webdataset, prepare_to_publish
 from lbgen_hf.synthesis.sample import Job
-from lbgen_hf.synthesis.verify import verify
+from lbgen_hf.synthesis.verify import read_status, verify
 
 
 @pytest.fixture
@@ -115,6 +115,18 @@ def test_rows_of_an_unfinished_dataset_are_those_that_are_there(copy: Path):
     assert dataset.unfinished_shards() == {2: ""}
     with pytest.raises(UserError, match=r"train-00002-of-00006\.parquet is missing"):
         dataset.row(25)
+
+
+def test_a_dataset_that_lost_its_data_is_one_without_shards(copy: Path):
+    shutil.rmtree(copy / "data")
+    dataset = DatasetFolder(copy)
+    assert (read_status(dataset).shards_done, dataset.num_images_written()) == (0, 0)
+    assert len(verify(dataset)) == dataset.plan.num_shards
+    assert list(dataset.rows()) == []
+    with pytest.raises(UserError, match="6 of 6 shards are missing or broken"):
+        dataset.require_complete()
+    generate(copy, make_settings(), StandIn())
+    assert verify(dataset) == []
 
 
 def test_rejected_images_move_nothing(rejecting: Path, tmp_path: Path):
