@@ -10,7 +10,8 @@ from lbgen_hf.biaslab.judge import Judge
 from lbgen_hf.biaslab.measure import Estimate, judge_images, measure
 from lbgen_hf.errors import UserError
 from lbgen_hf.shipped import LBGEN_TINY, companions_of, resolve
-from lbgen_hf.synthesis.folder import DatasetFolder, check_output
+from lbgen_hf.synthesis.create import check_output
+from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import Progress, generate, no_progress
 from lbgen_hf.synthesis.sample import Job
 

@@ -108,7 +108,7 @@ def generate(
     }
     with report_errors("lbgen", _KEPT.format(out)):
         from lbgen_hf.hub import quiet_loading
-        from lbgen_hf.synthesis.folder import check_output
+        from lbgen_hf.synthesis.create import check_output
         from lbgen_hf.synthesis.generate import check_batch_size, generate
         from lbgen_hf.synthesis.ray_engine import generate_with_ray
         from lbgen_hf.synthesis.sample import Job

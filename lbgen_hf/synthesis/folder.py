@@ -5,14 +5,10 @@ large the dataset is.
 """
 
 import contextlib
-import errno
 import functools
-import importlib.metadata
 import itertools
 import json
 import os
-import time
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,17 +24,14 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import BROKEN_IMAGE, require_creatable, write_atomically
+from lbgen_hf.files import BROKEN_IMAGE
 from lbgen_hf.hub import check_repo_id, is_repo_id
-from lbgen_hf.synthesis.leases import Leases
 from lbgen_hf.synthesis.plan import Plan, Row, Settings
 from lbgen_hf.synthesis.shard import (
     ROW_GROUP_SIZE,
-    WORK_FOLDER,
     Footer,
     decode_image,
     encode_image,
-    explain_no_space,
     read_footer,
 )
 
@@ -46,7 +39,6 @@ RECORD = "generation.json"
 # A published dataset is a stranger's: nothing larger than ours can be is read or decoded.
 _MAX_RECORD_BYTES = 16 * 2**20
 _MAX_GROUP_BYTES = 512 * 2**20
-_PAUSE_S = 0.1
 _DAMAGE = (*BROKEN_IMAGE, pa.ArrowException, RecursionError, KeyError, TypeError, IndexError, AttributeError)
 
 
@@ -105,28 +97,6 @@ class DatasetFolder:
         dataset = cls.__new__(cls)
         files = HfFileSystem(token=token, skip_instance_cache=True)
         dataset._open(files, f"datasets/{check_repo_id(repo_id)}", repo_id, None)
-        return dataset
-
-    @classmethod
-    def create(cls, path: Path, settings: Settings) -> "DatasetFolder":
-        """Make `path` a dataset folder of these settings, or join the one there; many workers may do so at once.
-
-        Raises:
-            UserError: it holds something else or another plan, or cannot be written.
-        """
-        check_output(path)
-        with explain_no_space(path):
-            for folder in ("data", WORK_FOLDER):
-                (path / folder).mkdir(parents=True, exist_ok=True)
-            record = {"settings": settings.as_json(), "versions": _versions()}
-            draft = path / WORK_FOLDER / f"generation-{uuid.uuid4().hex}.tmp"
-            write_atomically(draft, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-            _place(draft, path / RECORD)
-            draft.unlink(missing_ok=True)
-        dataset = cls(path)
-        dataset.check_settings(settings)
-        if strays := dataset.stray_files():
-            raise UserError(f"{path} holds {strays[0]}, which is not in its plan; remove it or give another --out")
         return dataset
 
     def _open(self, files: AbstractFileSystem, root: str, name: str, path: Path | None) -> None:
@@ -456,51 +426,6 @@ class DatasetFolder:
             raise
 
 
-def check_output(path: Path, settings: Settings | None = None) -> None:
-    """Make sure that `path` can be made a dataset folder, or is one; cheap, so that it comes before a model is loaded.
-
-    Args:
-        path: the folder.
-        settings: those that a dataset there must have.
-
-    Raises:
-        UserError: it cannot be written, is a file, or holds something else or another plan.
-    """
-    require_creatable(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; give a folder to --out")
-    if (path / RECORD).exists() and settings is not None:
-        DatasetFolder(path).check_settings(settings)
-    if not path.exists() or (path / RECORD).exists():
-        return
-    ours = {path / WORK_FOLDER, path / "data"}
-    found = [*path.iterdir(), *(path / "data").glob("[!.]*")]
-    strangers = sorted(entry.relative_to(path).as_posix() for entry in found if entry not in ours)
-    if strangers and not (path / RECORD).exists():  # another worker may have made it meanwhile, and shards
-        raise UserError(f"{path} holds something else ({strangers[0]}); give an empty folder to --out")
-
-
-def _place(draft: Path, target: Path) -> None:
-    """Put a file where none is, whole, and never in place of another worker's."""
-    try:
-        os.link(draft, target)
-    except FileExistsError:  # another worker was first
-        return
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        _place_in_turn(draft, target)
-
-
-def _place_in_turn(draft: Path, target: Path) -> None:
-    """`_place` where the file system has no hard links: one worker at a time looks whether the file is there."""
-    with Leases(target.parent) as leases:
-        while not leases.take(target.name):
-            time.sleep(_PAUSE_S)
-        if not target.exists():
-            draft.rename(target)
-
-
 def _is_of_the_system(error: BaseException) -> bool:
     """Whether the disk, its server or a limit failed; pyarrow's and Pillow's own `OSError`s have no number."""
     return isinstance(error, OSError) and error.errno is not None
@@ -508,14 +433,3 @@ def _is_of_the_system(error: BaseException) -> bool:
 
 def _line(error: BaseException) -> str:
     return first_line(error)[:200]
-
-
-def _versions() -> dict[str, str]:
-    names = ["lbgen_hf", "torch", "diffusers", "transformers", "peft", "datasets", "pillow"]
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -18,6 +18,7 @@ import numpy as np
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError
 from lbgen_hf.synthesis.card import write_card
+from lbgen_hf.synthesis.create import create_folder
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.leases import Leases
 from lbgen_hf.synthesis.plan import Row, Settings
@@ -85,7 +86,7 @@ def generate(
     """
     check_batch_size(batch_size)
     place = place or Place.from_environment()
-    dataset = DatasetFolder.create(out, settings)
+    dataset = create_folder(out, settings)
     with Leases(out) as leases, ShardWriter(dataset, sampler, batch_size) as writer:
         leases.join()
         leases.remove_expired()

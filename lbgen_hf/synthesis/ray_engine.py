@@ -8,6 +8,7 @@ from typing import Protocol
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError
+from lbgen_hf.synthesis.create import create_folder
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import (
     Progress,
@@ -107,7 +108,7 @@ def generate_with_ray(
     gpus = gpus_an_actor(job.device, ray.cluster_resources().get("GPU", 0))
     try:
         settings = ray.get(ray.remote(num_gpus=gpus, max_retries=-1)(_resolve).remote(job, folder))
-        dataset = DatasetFolder.create(out, settings)
+        dataset = create_folder(out, settings)
         with Leases(out) as leases:
             leases.join()
             leases.remove_expired()

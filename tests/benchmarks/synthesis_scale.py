@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from timing import write_results
 
+from lbgen_hf.synthesis.create import create_folder
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import ShardWriter, generate, sample_all, work_order
 from lbgen_hf.synthesis.leases import Leases
@@ -77,7 +78,7 @@ def time_restart(folder: Path) -> dict[str, float]:
     """How long a worker looks at 1,300 finished shards before it knows that nothing is left."""
     settings = imagenet_settings(1300)
     one = generate_one_shard(folder / "one", settings)
-    restarted = DatasetFolder.create(folder / "restart", settings)
+    restarted = create_folder(folder / "restart", settings)
     for shard in range(settings.plan.num_shards):
         os.link(one.shard_path(0), restarted.shard_path(shard))
     start = time.perf_counter()
@@ -111,7 +112,7 @@ def smooth_image(edge: int) -> np.ndarray:
 
 def generate_one_shard(out: Path, settings: Settings) -> DatasetFolder:
     """Shard 0 of a plan: its footer is like every other's."""
-    dataset = DatasetFolder.create(out, settings)
+    dataset = create_folder(out, settings)
     with ShardWriter(dataset, ReadyMade(), batch_size=64) as writer:
         writer.sample(0, lambda num_new: None, lambda: None)
         writer.finish()
@@ -257,7 +258,7 @@ def simulate_workers(
     """
     names = tuple(f"class {i}" for i in range(100))
     settings = Settings("stand-in", "0", names, images_per_class=num_shards, shard_size=len(names))
-    DatasetFolder.create(folder, settings)
+    create_folder(folder, settings)
     clock, rng = VirtualTime(), random.Random(seed)
     NetworkFolder.written = {}
     lives: list[Machine] = []

@@ -20,6 +20,7 @@ from lbgen_hf.errors import UserError
 from lbgen_hf.hub import check_repo_id
 from lbgen_hf.rewards.quality import load_quality_scorer
 from lbgen_hf.score import score_folder
+from lbgen_hf.synthesis.create import create_folder
 from lbgen_hf.synthesis.folder import DatasetFolder
 from lbgen_hf.synthesis.generate import generate
 from lbgen_hf.synthesis.plan import PRESETS
@@ -212,10 +213,10 @@ def test_without_hard_links_too_the_record_is_whole_once_it_is_there(tmp_path: P
 
     refuse_hard_links(monkeypatch)
     monkeypatch.setattr(io, "open", watched_open)
-    assert DatasetFolder.create(tmp_path / "out", make_settings()).settings == make_settings()
-    DatasetFolder.create(tmp_path / "out", make_settings())  # another worker
+    assert create_folder(tmp_path / "out", make_settings()).settings == make_settings()
+    create_folder(tmp_path / "out", make_settings())  # another worker
     with pytest.raises(UserError, match="seed"):
-        DatasetFolder.create(tmp_path / "out", make_settings(seed=1))
+        create_folder(tmp_path / "out", make_settings(seed=1))
     assert not [path for path in (tmp_path / "out" / ".lbgen").rglob("*") if path.is_file()]
 
 

@@ -13,7 +13,7 @@ import pytest
 from stand_in import make_settings
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.synthesis.folder import DatasetFolder
+from lbgen_hf.synthesis.create import create_folder
 from lbgen_hf.synthesis.leases import EXPIRY_S, Leases, alone_in, count_workers
 
 
@@ -141,7 +141,7 @@ def _work_and_die(work: Callable[[Path], object], out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "work", [lambda out: DatasetFolder.create(out, make_settings()), lambda out: Leases(out).now()], ids=["join", "now"]
+    "work", [lambda out: create_folder(out, make_settings()), lambda out: Leases(out).now()], ids=["join", "now"]
 )
 def test_what_a_killed_process_leaves_is_removed_too(tmp_path: Path, work: Callable[[Path], object]):
     process = multiprocessing.get_context("fork").Process(target=_work_and_die, args=(work, tmp_path))
