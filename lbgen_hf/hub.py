@@ -127,3 +127,12 @@ def is_repo_id(repo_id: str) -> bool:
     except HFValidationError:
         return False
     return repo_id.count("/") == 1
+
+
+def is_transport_error(error: BaseException) -> bool:
+    """Whether the Hub was lost on the way: the client's transport has errors of its own, by its version."""
+    return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in (
+        "httpx",
+        "httpx2",
+        "requests",
+    )

@@ -25,7 +25,7 @@ from PIL import Image
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import BROKEN_IMAGE
-from lbgen_hf.hub import check_repo_id, is_repo_id
+from lbgen_hf.hub import check_repo_id, is_repo_id, is_transport_error
 from lbgen_hf.synthesis.plan import Plan, Row, Settings
 from lbgen_hf.synthesis.shard import (
     ROW_GROUP_SIZE,
@@ -420,8 +420,8 @@ class DatasetFolder:
         except _DAMAGE as error:
             kind = UserError if _is_of_the_system(error) else DamageError
             raise kind(f"cannot read {self.name!r}: {_line(error)}") from error
-        except Exception as error:  # the client's transport has errors of its own
-            if type(error).__module__.partition(".")[0] in ("httpx", "httpx2"):
+        except Exception as error:
+            if is_transport_error(error):
                 raise UserError(f"cannot reach the Hub ({_line(error)})") from error
             raise
 

@@ -11,7 +11,7 @@ from webdataset.writer import TarWriter
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.files import WRITING, locked_from_outside, write_atomically, write_into
-from lbgen_hf.hub import check_repo_id
+from lbgen_hf.hub import check_repo_id, is_transport_error
 from lbgen_hf.synthesis.card import CARD, SHEET, write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
 from lbgen_hf.synthesis.leases import alone_in
@@ -137,12 +137,7 @@ def _explain(error: BaseException, repo_id: str) -> str | None:
         if status in (403, 404):
             return f"the Hub does not let this token write to {repo_id}; use a token with write access to it"
         return f"the Hub failed ({first_line(error)}); run the same command again to resume"
-    # The client's transport raises errors of its own: requests', httpx's or httpx2's, by the client's version.
-    if isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in (
-        "httpx",
-        "httpx2",
-        "requests",
-    ):
+    if is_transport_error(error):
         return f"lost the Hub ({error}); run the same command again to resume"
     # An upload's thread wraps what went wrong.
     return _explain(error.__cause__, repo_id) if error.__cause__ else None
