@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from lbgen_hf.errors import UserError, first_line
 
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError, ValueError)
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError, ValueError)
 _PATIENCE = 5  # seconds that the Hub has to answer
 
 
@@ -77,6 +77,21 @@ def quiet_loading() -> None:
         library.utils.logging.disable_progress_bar()
 
 
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say in one line why the Hub did not do something.
+
+    Raises:
+        UserError: in place of what its client raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_hub_error(error):
+            raise UserError(f"{what}: {first_line(error)}") from error
+        raise
+
+
 def create_model_repo(repo_id: str, private: bool = False) -> str:
     """Create a model's repo, so that a name or a token that the Hub refuses is found before training.
 
@@ -86,12 +101,10 @@ def create_model_repo(repo_id: str, private: bool = False) -> str:
     Raises:
         UserError: the Hub refuses or cannot be reached.
     """
-    try:
+    with _explained(f"cannot write to {repo_id} on the Hub"):
         name = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
         HfApi().auth_check(name, write=True)  # one that exists may be read-only for this token
         return name
-    except HUB_ERRORS as error:
-        raise UserError(f"cannot write to {repo_id} on the Hub: {first_line(error)}") from error
 
 
 def upload_model(folder: Path, repo_id: str, files: Sequence[str]) -> str:
@@ -103,10 +116,8 @@ def upload_model(folder: Path, repo_id: str, files: Sequence[str]) -> str:
     Raises:
         UserError: the Hub refuses or cannot be reached; the files stay in `folder`.
     """
-    try:
+    with _explained(f"cannot upload {folder} to {repo_id}; its files are kept"):
         return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(files)))
-    except HUB_ERRORS as error:
-        raise UserError(f"cannot upload {folder} to {repo_id}: {first_line(error)}; its files are kept") from error
 
 
 def check_repo_id(repo_id: str) -> str:
@@ -127,6 +138,13 @@ def is_repo_id(repo_id: str) -> bool:
     except HFValidationError:
         return False
     return repo_id.count("/") == 1
+
+
+def is_hub_error(error: BaseException) -> bool:
+    """Whether the Hub refused, does not have what it is asked for, or was lost."""
+    if isinstance(error, _HUB_ERRORS) or is_transport_error(error):
+        return True
+    return error.__cause__ is not None and is_hub_error(error.__cause__)  # an upload's thread wraps what went wrong
 
 
 def is_transport_error(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from lbgen_hf import pipeline_lbgen
 from lbgen_hf.errors import UserError
 from lbgen_hf.files import write_atomically
 from lbgen_hf.fine_tuning.config import LbGenConfig
-from lbgen_hf.hub import HUB_ERRORS, create_model_repo
+from lbgen_hf.hub import create_model_repo, is_hub_error
 from lbgen_hf.pipeline_lbgen import LORA_FILE
 from lbgen_hf.shipped import companions_of
 
@@ -85,8 +85,12 @@ def license_of(base_model: str, revision: str | None = None) -> str | None:
         if folder.is_dir():
             return getattr(ModelCard.load(folder / "README.md").data, "license", None)
         return getattr(HfApi().model_info(base_model, revision=revision).card_data, "license", None)
-    except (*HUB_ERRORS, yaml.YAMLError):
+    except yaml.YAMLError:  # of a damaged README
         return None
+    except Exception as error:
+        if is_hub_error(error):
+            return None
+        raise
 
 
 def _eval_results(row: dict, config: LbGenConfig, num_classes: int) -> list[EvalResult]:

@@ -13,11 +13,11 @@ from huggingface_hub import ModelCard
 from loopback import READ_TOKEN, Hub, Repo
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.fine_tuning.card import PUBLISHED, create_repo, write_card
+from lbgen_hf.fine_tuning.card import PUBLISHED, create_repo, license_of, write_card
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.lora import add_lora, save_lora
 from lbgen_hf.fine_tuning.trainer import LbGenTrainer
-from lbgen_hf.hub import upload_model
+from lbgen_hf.hub import create_model_repo, upload_model
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 
 BASE, LORA = "ada/base", "ada/lora"
@@ -83,6 +83,22 @@ def test_a_token_that_may_only_read_is_found_before_training(
     config = LbGenConfig(pretrained_model_name_or_path=BASE, output_dir=tmp_path, push_to_hub=True, hub_model_id=LORA)
     with pytest.raises(UserError, match="cannot write to ada/lora on the Hub"):
         create_repo(config)
+
+
+def test_a_hub_that_is_lost_is_one_line(unreachable: None) -> None:
+    with pytest.raises(UserError, match="cannot write to ada/lora on the Hub"):
+        create_model_repo(LORA)
+    assert license_of(BASE) is None
+
+
+def test_an_upload_that_is_lost_is_one_line(hub: Hub, pauses: list[float], tmp_path: Path) -> None:
+    hub.repos["models", LORA] = Repo(private=False)
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    for request in ("preupload", "^PUT /lfs/"):
+        hub.drop(request, times=50)
+        with pytest.raises(UserError, match=r"cannot upload .* to ada/lora; its files are kept"):
+            upload_model(tmp_path, LORA, ["a.safetensors"])
+        hub._faults.clear()
 
 
 def test_lbgen_pipeline_loads_it_with_its_base(published: np.ndarray) -> None:
