@@ -34,22 +34,15 @@ def audit_tab(folders: Mapping[str, Path]) -> None:
         if not isinstance(dataset, str) or dataset not in folders:
             raise UserError("choose one of the datasets of this machine")
 
-    @functools.cache
-    def page_of(name: str, number: int) -> str:
-        """The audit's page, with the dataset's name in place of its path, which is nobody's business."""
-        try:
-            found = audit(folders[name], max_images=number)
-        except UserError as error:
-            raise UserError(str(error).replace(str(folders[name]), name)) from error
-        return make_page(dataclasses.replace(found, sample=dataclasses.replace(found.sample, name=name)))
-
     def show(dataset: str) -> Iterator[tuple[str, str]]:
         """The audit of a dataset as a page."""
         try:
             number = sample_size(folders[dataset])
             seconds = 10 * number // MAX_IMAGES
             yield status_line(f"Auditing {dataset}: up to {number:,} images, some {seconds} seconds", "running"), ""
-            page = page_of(dataset, number)
+            page = make_named_page(
+                folders[dataset], dataset, number, DatasetFolder(folders[dataset]).num_images_written()
+            )
         except UserError as error:
             yield status_line(str(error), "error"), ""
         else:
@@ -68,6 +61,26 @@ def audit_tab(folders: Mapping[str, Path]) -> None:
         show_progress="hidden",
         api_name="audit",
     )
+
+
+@functools.lru_cache(maxsize=32)
+def make_named_page(folder: Path, name: str, number: int, _num_written: int) -> str:
+    """The audit's page, with the dataset's name in place of its path, which is nobody's business.
+
+    Args:
+        folder: of the dataset.
+        name: that visitors know it by.
+        number: how many images are audited.
+        _num_written: how many there are: an audit of a dataset that has grown since is made anew.
+
+    Raises:
+        UserError: it cannot be audited.
+    """
+    try:
+        found = audit(folder, max_images=number)
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder), name)) from error
+    return make_page(dataclasses.replace(found, sample=dataclasses.replace(found.sample, name=name)))
 
 
 def sample_size(folder: Path) -> int:

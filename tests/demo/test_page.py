@@ -212,6 +212,20 @@ def test_only_datasets_of_this_machine_are_audited(url: str, name: object) -> No
     assert HTTP.post(f"{url}gradio_api/call/audit", json={"data": [name]}).status_code == 422
 
 
+def test_an_audit_of_a_dataset_that_has_grown_is_made_anew(studio: Studio, tmp_path: Path) -> None:
+    dataset = generate(tmp_path / "growing", make_settings(images_per_class=6), StandIn(), batch_size=20)
+    last = dataset.shard_path(7).rename(tmp_path / "last.parquet")
+    page = build(studio, [dataset.path])
+    try:
+        _, address, _ = page.launch(**LAUNCH, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+        client = Client(address, verbose=False, httpx_kwargs=PATIENT)
+        assert "70 images of 12 classes" in client.predict("growing", api_name="/audit")[1]
+        last.rename(dataset.shard_path(7))
+        assert "72 images of 12 classes" in client.predict("growing", api_name="/audit")[1]
+    finally:
+        page.close()
+
+
 def test_a_dataset_that_cannot_be_audited_is_told_in_the_page(studio: Studio, tmp_path: Path) -> None:
     settings = make_settings(images_per_class=4)
     generate(tmp_path / "few", settings, StandIn(), batch_size=20)
