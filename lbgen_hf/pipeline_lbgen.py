@@ -236,7 +236,8 @@ class LbGenPipeline(StableDiffusionPipeline):
                 if misfit := self._add_lora(source, adapter_name, kwargs):
                     model = f"the model {self.name_or_path!r}" if self.name_or_path else "this model"
                     raise UserError(f"the LoRA {name} does not fit {model}: {misfit}")
-            check_finite_weights(f"the LoRA {name}", self.unet)
+            for module in self._adapted():
+                check_finite_weights(f"the LoRA {name}", module)
         except UserError:
             if not taken:
                 self.unload_lora_weights()  # empty layers too
@@ -261,14 +262,17 @@ class LbGenPipeline(StableDiffusionPipeline):
                 return first_line(error)
         if options.get("hotswap"):
             return None  # diffusers has compared them
-        modules = [module for module in (self.unet, self.text_encoder) if module is not None]
-        parameters = [name for module in modules for name, _ in module.named_parameters()]
+        parameters = [name for module in self._adapted() for name, _ in module.named_parameters()]
         # They are called "...lora_A.{adapter_name}.weight".
         loaded = sum(name.partition(".lora_")[2].split(".")[1:2] == [adapter_name] for name in parameters)
         if not weights:
             return "it is empty"
         unfit = abs(len(weights) - loaded)
         return f"{unfit} of its {len(weights)} weights have no place in it" if unfit else None
+
+    def _adapted(self) -> list[torch.nn.Module]:
+        """What a LoRA may have weights for."""
+        return [module for module in (self.unet, self.text_encoder) if module is not None]
 
     def _adapter_names(self) -> set[str]:
         return {name for names in self.get_list_adapters().values() for name in names}

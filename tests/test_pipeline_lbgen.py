@@ -633,6 +633,8 @@ def test_weights_that_are_not_finite_are_refused(fresh_pipe, lora_folder, tmp_pa
     save_file(weights, tmp_path / LORA_FILE)
     with pytest.raises(UserError, match=r"the LoRA .* has weights that are not finite"):
         fresh_pipe.load_lora_weights(tmp_path)
+    with pytest.raises(UserError, match=r"the LoRA given has weights that are not finite \(.*q_proj.lora_A"):
+        fresh_pipe.load_lora_weights({name: weight * value for name, weight in text_lora(1).items()})
     assert fresh_pipe.get_list_adapters() == {}
     fresh_pipe.unet.conv_out.bias.data[0] = value
     fresh_pipe.save_pretrained(tmp_path / "pipeline")
