@@ -27,16 +27,20 @@ class Checkpoint:
 
 
 def parse_checkpoints(specs: Sequence[str]) -> list[Checkpoint]:
-    """Checkpoints from "CHECKPOINT" or "LABEL=CHECKPOINT".
+    """Checkpoints from "CHECKPOINT" or "LABEL=CHECKPOINT"; a path that is there, as "runs/lr=0.1", has no label.
 
     Raises:
-        UserError: there are none, or one is given twice.
+        UserError: there are none, one is given twice, or two without a label have the same name.
     """
-    checkpoints = []
+    checkpoints, unlabelled = [], set()
     for spec in specs:
         label, separator, path = spec.partition("=")
-        path = os.path.expanduser(path)  # which a shell does at the start of a word alone
-        checkpoints.append(Checkpoint(label, path) if separator else Checkpoint(Path(spec).name or spec, spec))
+        if separator and not os.path.exists(spec):
+            path = os.path.expanduser(path)  # which a shell does at the start of a word alone
+            checkpoints.append(Checkpoint(label, path))
+        else:
+            checkpoints.append(Checkpoint(Path(spec).name or spec, spec))
+            unlabelled.add(checkpoints[-1].label)
     paths = [checkpoint.path for checkpoint in checkpoints]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
@@ -44,7 +48,7 @@ def parse_checkpoints(specs: Sequence[str]) -> list[Checkpoint]:
     if not checkpoints:
         raise UserError("give at least one checkpoint")
     labels = [checkpoint.label for checkpoint in checkpoints]
-    if any("=" not in spec and labels.count(c.label) > 1 for spec, c in zip(specs, checkpoints, strict=True)):
+    if any(labels.count(label) > 1 for label in unlabelled):
         raise UserError("two checkpoints have the same name; give LABEL=CHECKPOINT, one label for seeds of one recipe")
     return checkpoints
 

@@ -298,6 +298,17 @@ def test_checkpoints() -> None:
         parse_checkpoints(["a/b", "c/b"])
 
 
+def test_a_path_with_an_equals_sign_that_is_there_is_no_label(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.1" / "last"
+    folder.mkdir(parents=True)
+    (plain,) = parse_checkpoints([str(folder)])
+    assert (plain.label, plain.path) == ("last", str(folder))
+    (labelled,) = parse_checkpoints([f"mine={folder}"])
+    assert (labelled.label, labelled.path) == ("mine", str(folder))
+    with pytest.raises(UserError, match="have the same name"):
+        parse_checkpoints([str(folder), "other/last"])
+
+
 def test_names_of_benchmarks() -> None:
     names = [benchmark.name for benchmark in parse_benchmarks(["transfer=/data", "few-shot=/data,biaslab-validation"])]
     assert names[:2] == ["aircraft", "cars196"]
