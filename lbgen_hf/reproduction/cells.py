@@ -166,7 +166,7 @@ class Cells:
         self.adapters = {name: _adapter_identity(arm) for name, arm in arms.items()}
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's results; None where they are not there yet, or those of its arm's images.
+        """The cell's results; None where they are not there yet, or those of its arm's images, or these images.
 
         Raises:
             UserError: they were made with other settings, another world, another adapter or other images.
@@ -179,7 +179,7 @@ class Cells:
             if found.get(name) != value:
                 difference = _difference(name, found.get(name), value)
                 raise UserError(f"{path} is of {difference}; give another --out, or delete it")
-        return found
+        return found if self._has_images(cell.arm) else None
 
     def make(self, cell: Cell, say: Callable[[str], None] = lambda message: None) -> dict[str, Any] | None:
         """Compute a cell and write it.
@@ -191,7 +191,7 @@ class Cells:
         Returns:
             Its results; None where another process is making them, or the images of its arm.
         """
-        if cell.backbone is not None and not self._path(Cell(cell.arm)).is_file():
+        if cell.backbone is not None and not self.read(Cell(cell.arm)):
             return None
         try:
             lock = FileLock(self.out / "cells" / f".{cell.name}.lock").acquire(timeout=0)
@@ -211,6 +211,13 @@ class Cells:
     def images(self, arm: str) -> Path:
         """The folder of an arm's images."""
         return self.out / "images" / arm
+
+    def _has_images(self, arm: str) -> bool:
+        """Whether those that the report shows are there; a user may delete them to save space."""
+        return self.images(arm).is_dir() and (not self.arms[arm].is_plain_sampling or self._specific(arm).is_dir())
+
+    def _specific(self, arm: str) -> Path:
+        return self.out / "specific" / arm
 
     def _path(self, cell: Cell) -> Path:
         return self.out / "cells" / f"{cell.name}.json"
@@ -255,7 +262,7 @@ class Cells:
         if not arm.is_plain_sampling:
             return results
         specific = {key: _in_8_bits(images) for key, images in make_specific_images(arm, *sampling).items()}
-        _write_images(specific, self.out / "specific" / name)
+        _write_images(specific, self._specific(name))
         of_names = {key: pixels[CLASSES.index(key)] for key in POLYSEMOUS} | specific
         return results | {"shapes": {key: self._count_shapes(images) for key, images in of_names.items()}}
 

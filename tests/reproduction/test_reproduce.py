@@ -86,8 +86,17 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
     assert [line for line in capsys.readouterr().err.splitlines() if line in order] == order[3:]
     assert (killed / "REPORT.md").read_text() == report
 
+    for deleted, made_again in (("images", order[::3]), ("specific/lbgen", order[3:4])):
+        shutil.rmtree(killed / deleted)
+        assert run("--quick", "--seeds", 2, "--out", killed) == 0
+        assert [line for line in capsys.readouterr().err.splitlines() if line in order] == made_again
+        assert (killed / "REPORT.md").read_text() == report
+
+    shutil.rmtree(killed / "images")
+    before = (killed / "cells/base.json").read_bytes()
     monkeypatch.setattr(cells, "QUICK", dataclasses.replace(TINY, images_per_class=5))
     assert run("--quick", "--seeds", 2, "--out", killed) == 2
+    assert (killed / "cells/base.json").read_bytes() == before
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "differs in images per class, 4 instead of 5" in error
@@ -113,9 +122,15 @@ def test_a_killed_run_resumes_and_ends_with_the_same_report(
         assert (whole / "plots" / plot).is_file()
 
 
+def stand_in_for_judge(self: cells.Cells, arm: str) -> dict:
+    for folder in ("images", "specific"):
+        (self.out / folder / arm).mkdir(parents=True, exist_ok=True)
+    return {"images": "a"}
+
+
 def test_processes_share_the_cells_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for method in ("_judge", "_pretrain"):
-        monkeypatch.setattr(cells.Cells, method, lambda self, cell: {"images": "a", "scores": {}})
+    monkeypatch.setattr(cells.Cells, "_judge", stand_in_for_judge)
+    monkeypatch.setattr(cells.Cells, "_pretrain", lambda self, cell: {"scores": {}})
     first, second = (cells.Cells(tmp_path, TINY, standard_arms({})) for _ in range(2))
     (tmp_path / "cells").mkdir()
     images, backbone, other = cells.Cell("base"), cells.Cell("base", "resnet", 0), cells.Cell("real")
@@ -131,7 +146,7 @@ def test_processes_share_the_cells_of_a_folder(tmp_path: Path, monkeypatch: pyte
 
 def test_backbones_of_other_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = iter("aab")
-    monkeypatch.setattr(cells.Cells, "_judge", lambda self, cell: {"images": next(made)})
+    monkeypatch.setattr(cells.Cells, "_judge", lambda *args: stand_in_for_judge(*args) | {"images": next(made)})
     monkeypatch.setattr(cells.Cells, "_pretrain", lambda self, cell: {"scores": {}})
     these = cells.Cells(tmp_path, TINY, standard_arms({}))
     (tmp_path / "cells").mkdir()
