@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import InitProcessGroupKwargs
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lbgen_hf.checks import pick_tracker
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.seeded_batches import Batches, derived_seed, seed_everything
 from lbgen_hf.evaluation.training_config import TrainingConfig
@@ -38,6 +37,7 @@ from lbgen_hf.fine_tuning.checkpoints import (
     remove_old,
     save_state,
 )
+from lbgen_hf.fine_tuning.launch import make_accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -54,23 +54,21 @@ class Training(abc.ABC, Generic[Config]):
         config: its settings.
 
     Raises:
-        UserError: the data, the architecture or the tracker are not as they must be.
+        UserError: the data, the architecture or the tracker are not as they must be, or the machine or the launcher
+            cannot do what the config asks for.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        tracker = pick_tracker(config.report_to or "none")
+        self.accelerator = make_accelerator(
+            config.mixed_precision,
+            config.report_to or "none",
+            config.output_dir,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_VALIDATION_TIMEOUT)],
+        )
         require_writable(config.output_dir)
         self.checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         num_images = self._open_data()
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            log_with=tracker,
-            project_dir=config.output_dir,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_VALIDATION_TIMEOUT)],
-        )
-        if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
-            raise UserError("fp16 does not train on a CPU; give --mixed_precision no or bf16")
         self.batches = Batches(
             num_images,
             config.train_batch_size,

@@ -4,17 +4,14 @@ import contextlib
 import dataclasses
 import io
 import logging
-import os
 import shutil
 import time
 from pathlib import Path
 
-from accelerate import Accelerator
 from torchvision.utils import make_grid, save_image
 
-from lbgen_hf.checks import pick_tracker
 from lbgen_hf.class_names import load_class_names
-from lbgen_hf.errors import UserError, first_line
+from lbgen_hf.errors import UserError
 from lbgen_hf.files import locked, require_creatable, write_atomically, write_folder
 from lbgen_hf.fine_tuning.card import PUBLISHED, create_repo, write_card
 from lbgen_hf.fine_tuning.checkpoints import (
@@ -25,8 +22,9 @@ from lbgen_hf.fine_tuning.checkpoints import (
     save_state,
 )
 from lbgen_hf.fine_tuning.config import LbGenConfig
+from lbgen_hf.fine_tuning.launch import make_accelerator
 from lbgen_hf.fine_tuning.lora import averaged, save_lora
-from lbgen_hf.fine_tuning.step import DTYPES, TrainingStep
+from lbgen_hf.fine_tuning.step import TrainingStep
 from lbgen_hf.fine_tuning.validation import Validation, choose_step
 from lbgen_hf.hub import loading, upload_model
 from lbgen_hf.pipeline_lbgen import LORA_FILE, is_lora
@@ -38,14 +36,6 @@ from lbgen_hf.shipped import LBGEN_TINY, resolve
 logger = logging.getLogger(__name__)
 
 JOURNALS = ("training.jsonl", "validation.jsonl")
-
-# What `accelerate launch` may ask for by environment variables, and this trainer would ignore.
-_NOT_SUPPORTED = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
-}
 
 
 class LbGenTrainer:
@@ -62,25 +52,8 @@ class LbGenTrainer:
     """
 
     def __init__(self, config: LbGenConfig):
-        for variable, plugin in _NOT_SUPPORTED.items():
-            if os.environ.get(variable, "false").lower() in ("true", "1"):
-                raise UserError(f"{plugin} is not supported: only a LoRA is trained, launch plain data parallelism")
-        if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-            raise UserError("accelerate's dynamo backend is not supported; give --compile instead")
-        try:
-            self.accelerator = Accelerator(
-                mixed_precision=config.mixed_precision,
-                log_with=pick_tracker(config.report_to),
-                project_dir=config.output_dir,
-            )
-        except ValueError as error:  # another precision was set up in this process
-            raise UserError(first_line(error)) from error
-        precision = self.accelerator.mixed_precision
-        if precision not in DTYPES:
-            raise UserError(f"mixed precision {precision} is not supported; choose from {', '.join(DTYPES)}")
-        if precision == "fp16" and self.accelerator.device.type == "cpu":
-            raise UserError("fp16 does not train on a CPU; give --mixed_precision no or bf16")
-        self.config = dataclasses.replace(config, mixed_precision=precision)
+        self.accelerator = make_accelerator(config.mixed_precision, config.report_to, config.output_dir)
+        self.config = dataclasses.replace(config, mixed_precision=self.accelerator.mixed_precision)
         _check_sources(config)
         require_creatable(config.output_dir)
 

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation import pretraining, training
+from lbgen_hf.evaluation import pretraining
 from lbgen_hf.evaluation.backbones import load_backbone
 from lbgen_hf.evaluation.images import RenderedImages, image_folder
 from lbgen_hf.evaluation.pretraining import Pretraining, make_model
@@ -33,6 +33,7 @@ from lbgen_hf.evaluation.pretraining_data import load_training_data, make_loader
 from lbgen_hf.evaluation.seeded_batches import Batches
 from lbgen_hf.evaluation.training import learning_rate
 from lbgen_hf.files import locked, sha256_of
+from lbgen_hf.fine_tuning import launch
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("disc", "square", "star")
@@ -166,7 +167,7 @@ def test_stopping_keeps_the_scale_of_fp16s_gradients(
             super().__init__(**options)
             self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
 
-    monkeypatch.setattr(training, "Accelerator", Scaling)
+    monkeypatch.setattr(launch, "Accelerator", Scaling)
     whole_and_halves({**FAST, "data": str(image_data), "num_train_epochs": 2, "max_train_steps": 8}, tmp_path)
     with safe_open(tmp_path / "halves" / "checkpoint-8" / "training_state.safetensors", "np") as file:
         assert file.get_tensor("scaler.scale") == 4 * 2**2
@@ -188,6 +189,33 @@ def whole_and_halves(options: dict, folder: Path) -> dict[str, str]:
 def test_fp16_is_refused_on_a_cpu(image_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fp16 does not train on a CPU; give --mixed_precision no or bf16"):
         Pretraining(PretrainingConfig(data=str(image_data), output_dir=tmp_path, **FAST, mixed_precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo backend is not supported"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "fp8"),
+    ],
+)
+@pytest.mark.usefixtures("any_precision")
+def test_what_the_launcher_may_ask_for_in_vain(
+    image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=message):
+        Pretraining(PretrainingConfig(data=str(image_data), output_dir=tmp_path / "out", **FAST))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("any_precision")
+def test_another_precision_in_one_process_is_one_line(image_data: Path, tmp_path: Path) -> None:
+    Pretraining(PretrainingConfig(data=str(image_data), output_dir=tmp_path, **FAST, mixed_precision="no"))
+    with pytest.raises(UserError, match="mixed_precision='bf16'") as caught:
+        Pretraining(PretrainingConfig(data=str(image_data), output_dir=tmp_path, **FAST, mixed_precision="bf16"))
+    assert "\n" not in str(caught.value)
 
 
 def test_it_learns_and_its_result_is_a_timm_model(image_data: Path, tmp_path: Path) -> None:

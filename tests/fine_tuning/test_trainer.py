@@ -424,7 +424,7 @@ def test_unknown_rewards(make_config, options, message):
     [
         ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported"),
         ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "give --compile instead"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "train_lbgen has --compile"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "fp8"),
     ],
 )
