@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup, create_transform, resolve_model_data_config
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import save_for_hf
@@ -62,6 +63,7 @@ class Pretraining(Training[PretrainingConfig]):
 
     def _make_model(self) -> nn.Module:
         model = make_model(self.config, self.data.class_names)
+        _try_step(model, self.config)
         if self.validation is not None:
             frozen = from_timm(copy.deepcopy(model), self.config.model, torch.device("cpu"))
             try:
@@ -151,6 +153,24 @@ def make_model(config: PretrainingConfig, class_names: tuple[str, ...]) -> nn.Mo
             if refused is None:
                 raise UserError(f"{config.model} does not take its arguments: {first_line(error)[:300]}") from error
             del optional[refused]
+
+
+def _try_step(model: nn.Module, config: PretrainingConfig) -> None:
+    """Show a copy of the model two images, as in the first step: many architectures take not every size.
+
+    Raises:
+        UserError: it does not take them, or gives no logits.
+    """
+    images = torch.zeros(min(2, config.train_batch_size), 3, config.image_size, config.image_size)
+    try:
+        with torch.no_grad():
+            logits = copy.deepcopy(model).train()(images)
+        F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long))
+    except Exception as error:  # each architecture raises its own
+        shape = " x ".join(map(str, images.shape))
+        raise UserError(
+            f"{config.model} cannot be trained on images of {shape} as it is: {first_line(error)[:300]}"
+        ) from error
 
 
 def _make_mixup(config: PretrainingConfig, num_classes: int) -> Mixup | None:

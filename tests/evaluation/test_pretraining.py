@@ -218,6 +218,23 @@ def test_another_precision_in_one_process_is_one_line(image_data: Path, tmp_path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "test_vit", "image_size": 40}, r"test_vit cannot be trained on images of 2 x 3 x 40 x 40 .*\(16\)"),
+        ({"model_args": '{"in_chans": 1}'}, "to have 1 channels"),
+        ({"model": "test_vit", "model_args": '{"global_pool": ""}'}, "test_vit cannot be trained"),
+        ({"train_batch_size": 1, "mixup": 0, "cutmix": 0}, "images of 1 x 3 x 32 x 32 .* more than 1 value"),
+    ],
+)
+def test_an_architecture_that_does_not_take_the_images_is_found_before_the_first_step(
+    image_data: Path, tmp_path: Path, options: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Pretraining(PretrainingConfig(**FAST | {"data": str(image_data), "output_dir": tmp_path} | options))
+    assert "\n" not in str(caught.value)
+
+
 def test_it_learns_and_its_result_is_a_timm_model(image_data: Path, tmp_path: Path) -> None:
     options = {**FAST, "mixup": 0.0, "cutmix": 0.0, "auto_augment": "", "color_jitter": 0.0, "random_erasing": 0.0}
     options |= {"num_train_epochs": 12, "learning_rate": 5e-3, "min_crop_area": 0.9}
