@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import timm
+import torch
 from PIL import Image
+from torch import nn
 
 from lbgen_hf.errors import UserError, first_line
 from lbgen_hf.evaluation.splits import SPLIT_SEED, Indices, shuffled
@@ -25,7 +27,8 @@ def load_features(checkpoint: str) -> Any:
         timm's module, with `feature_info` and `pretrained_cfg`.
 
     Raises:
-        UserError: there is no such checkpoint, it is no timm model, or has no features at these strides.
+        UserError: there is no such checkpoint, it is no timm model, has no features at these strides, or takes only
+            images of some sizes.
     """
     name = _timm_name(checkpoint)
     try:
@@ -41,9 +44,24 @@ def load_features(checkpoint: str) -> Any:
     indices = [reductions.index(stride) for stride in STRIDES]
     try:
         timm.create_model(name, pretrained=True)  # strict, as features alone are not: they may stay random
-        return timm.create_model(name, pretrained=True, features_only=True, out_indices=indices)
+        features: Any = timm.create_model(name, pretrained=True, features_only=True, out_indices=indices)
     except Exception as error:
         raise UserError(f"timm cannot load the weights of {checkpoint}: {first_line(error)[:300]}") from error
+    _check_sizes(features, checkpoint)
+    return features
+
+
+def _check_sizes(features: nn.Module, checkpoint: str) -> None:
+    """Show it an image that is small and not square."""
+    try:
+        with torch.no_grad():
+            features.eval()(torch.zeros(1, 3, 64, 96))
+    except Exception as error:  # each architecture raises its own
+        raise UserError(
+            f"{checkpoint} does not take images of every size, as detection and segmentation need and a ResNet does: "
+            f"{first_line(error)[:300]}"
+        ) from error
+    features.train()
 
 
 def _timm_name(checkpoint: str) -> str:

@@ -408,6 +408,11 @@ def test_bad_backbones(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="timm cannot load the weights"):
         load_features(str(tmp_path))
+    small = {"embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "num_classes": 2}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", **small)
+    save_for_hf(swin, tmp_path, model_args=small, safe_serialization=True)
+    with pytest.raises(UserError, match=r"does not take images of every size.* doesn't match model \(224\)"):
+        load_features(str(tmp_path))
 
 
 def test_a_backbone_with_arguments_of_its_own_is_not_made_without_them(
