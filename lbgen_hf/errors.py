@@ -23,7 +23,7 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def report_errors(program: str, on_interrupt: str = "") -> Iterator[None]:
-    """Turn `UserError` into one line on stderr and exit code 2, Ctrl-C into exit code 130.
+    """Turn `UserError` and `OSError` into one line on stderr and exit code 2, Ctrl-C into exit code 130.
 
     What is printed is escaped where the locale lacks its letters; a path that a library cannot take for that reason is
     an error of one line too.
@@ -46,6 +46,8 @@ def report_errors(program: str, on_interrupt: str = "") -> Iterator[None]:
         letters = error.object[error.start : error.end]
         hint = "run this with PYTHONUTF8=1, or rename the file or folder"
         _end(f"{program}: error: the locale or UTF-8 does not have the letters {letters!r} of a path; {hint}", 2)
+    except OSError as error:  # of a folder that may not be read, or a full disk
+        _end(f"{program}: error: {error.filename or 'the system'}: {error.strerror or first_line(error)}", 2)
     except KeyboardInterrupt:
         _end(f"{program}: interrupted. {on_interrupt}".strip(), 130)
 

@@ -30,6 +30,13 @@ def test_the_launchers_other_ranks_tell_their_own_errors(monkeypatch, capsys):
     assert capsys.readouterr().err == "[rank 5] lbgen: error: its disk is full\n"
 
 
+def test_a_folder_that_may_not_be_read_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop, errors.report_errors("train_backbone"):
+        raise PermissionError(13, "Permission denied", "images/a")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "train_backbone: error: images/a: Permission denied\n"
+
+
 def test_in_a_locale_without_its_letters_text_is_escaped_and_a_path_is_refused_in_one_line():
     """As a library refuses a path of the C locale, which Python gives it as surrogates."""
     program = (

@@ -42,8 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code = app(arguments, prog_name="lbgen", standalone_mode=False)
         except typer.TyperException as error:
             raise UserError(error.format_message()) from None
-        except OSError as error:
-            raise UserError(f"{error.filename or 'the system'}: {error.strerror or error}") from error
         if code == 130:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt
         raise SystemExit(code)
