@@ -119,10 +119,18 @@ class DatasetImages(LabelledImages):
         missing = [index for index, label in enumerate(labels) if label is None or label < 0]
         if missing:
             raise UserError(f"row {missing[0]} of {source} has no label; {len(missing)} of {len(labels)} have none")
-        super().__init__(labels, dataset.features[label_column].names, f"{source} {dataset._fingerprint}")
+        class_names = dataset.features[label_column].names
+        wrong = next((index for index, label in enumerate(labels) if label >= len(class_names)), None)
+        if wrong is not None:
+            last = len(class_names) - 1
+            raise UserError(f"row {wrong} of {source} has the label {labels[wrong]}, which is not one of 0 to {last}")
+        super().__init__(labels, class_names, f"{source} {dataset._fingerprint}")
 
     def _open(self, index: int) -> Image.Image:
-        return self.rows[int(index)][self.image_column]
+        image = self.rows[int(index)][self.image_column]
+        if image is None:
+            raise OSError("the row has no image")
+        return image
 
     def name(self, index: int) -> str:
         return f"{index} of {self.source}"

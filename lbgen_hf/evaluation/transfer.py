@@ -224,6 +224,8 @@ def load_any_dataset(source: str) -> TransferDataset:
 
 
 def _cut(images: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    if len(images) < 2:
+        raise UserError(f"there are too few images in {images.describe()} for training, validation and test")
     rest, selected = stratified_split(images.labels, max(1, round(0.2 * len(images))))
     return images.subset(rest), images.subset(selected)
 
@@ -269,6 +271,8 @@ def _train_of(splits: dict[str, _Split], source: str) -> _Split:
 
 def _splits(source: str) -> dict[str, _OpenSplit]:
     """What opens the train, val and test images of a source, of those that it has."""
+    if not source or Path(source).is_file():
+        raise UserError(f"{source!r} holds no labelled images: give a folder, or a Hub id that `datasets` opens")
     return _folder_splits(Path(source)) if _is_image_folder(Path(source)) else _hub_splits(source)
 
 

@@ -192,3 +192,31 @@ def test_sources_of_the_wrong_kind(tmp_path: Path) -> None:
     rows.to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UserError, match=r"one image column and one ClassLabel column.*its columns are text, number"):
         load_any_dataset(str(tmp_path))
+
+
+def test_rows_without_an_image_or_with_a_label_of_no_class_are_named(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+    rows = datasets.Dataset.from_dict({"image": [pixels, None], "label": [0, 1]}, features=features)
+    rows.save_to_disk(tmp_path / "no image")
+    images = load_training_images(str(tmp_path / "no image"))
+    with pytest.raises(UserError, match=r"cannot read the image 1 of .*no image \(train\): the row has no image"):
+        images.image(1)
+
+    three = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    rows = datasets.Dataset.from_dict({"image": [pixels] * 3, "label": [0, 2, 1]}, features=three)
+    rows.info.features = features  # `datasets` checks labels neither of Parquet nor of Arrow files
+    rows.save_to_disk(tmp_path / "no class")
+    with pytest.raises(UserError, match=r"row 1 of .*no class \(train\) has the label 2, which is not one of 0 to 1"):
+        load_training_images(str(tmp_path / "no class"))
+
+
+def test_a_file_and_too_few_images_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for source in (str(tmp_path / "file"), ""):
+        with pytest.raises(UserError, match="holds no labelled images: give a folder, or a Hub id"):
+            load_training_images(source)
+    for name in "ab":
+        save_image(tmp_path / "few" / name / "0.png")
+    with pytest.raises(UserError, match=r"too few images in .*few for training, validation and test"):
+        load_any_dataset(str(tmp_path / "few"))
