@@ -56,11 +56,23 @@ def load_backbone(checkpoint: str | Path, device: str | torch.device | None = No
         device: default: the fastest.
 
     Raises:
-        UserError: there is no such checkpoint, or its weights are not of its architecture.
+        UserError: there is no such checkpoint, its weights are not of its architecture, or it does not take the images
+            that its config makes of any.
     """
+    backbone = _load(checkpoint, pick_device(device))
+    try:
+        with torch.inference_mode():
+            backbone.features(backbone.transform(Image.new("RGB", (64, 64)))[None].to(backbone.device))
+    except Exception as error:  # each architecture raises its own
+        raise UserError(
+            f"{checkpoint} does not take the images that its config makes of any: {first_line(error)[:300]}"
+        ) from error
+    return backbone
+
+
+def _load(checkpoint: str | Path, device: torch.device) -> Backbone:
     import timm
 
-    device = pick_device(device)
     name, found = str(checkpoint), _find(checkpoint)
     if found is None:
         try:

@@ -15,7 +15,7 @@ from lbgen_hf.evaluation.benchmarks import PROTOCOL, Benchmark, Run, parse_bench
 from lbgen_hf.evaluation.features import Progress
 from lbgen_hf.evaluation.images import LabelledImages
 from lbgen_hf.evaluation.report import write_report
-from lbgen_hf.files import locked, require_writable, write_atomically
+from lbgen_hf.files import locked, require_creatable, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def evaluate(
     wanted = parse_benchmarks(benchmarks)
     for checkpoint in chosen:
         check_backbone(checkpoint.path)
-    require_writable(out / "cells")
+    require_creatable(out / "cells")
     with locked(out):
         loaded = [(benchmark, benchmark.load()) for benchmark in wanted]
         run = Run(out / "features", batch_size, num_workers, progress)
@@ -132,6 +132,7 @@ def _measure(
     else:
         say(f"{checkpoint.label}: {benchmark.name}")
         measured = {**identity, **benchmark.measure(backbone, images, run)}
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(measured) + "\n")
     return {**measured, "label": checkpoint.label, "checkpoint": checkpoint.path, "cell": f"cells/{path.name}"}
 

@@ -63,7 +63,7 @@ def compute(
         raise UserError(f"{backbone.name} has no classification head, which this benchmark needs")
     loader = DataLoader(
         _Transformed(images, backbone.transform),
-        batch_size=batch_size,
+        batch_size=min(batch_size, len(images)),
         num_workers=num_workers,
         collate_fn=WithErrors(torch.stack),
         pin_memory=backbone.device.type == "cuda",

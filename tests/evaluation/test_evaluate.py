@@ -309,6 +309,23 @@ def test_a_path_with_an_equals_sign_that_is_there_is_no_label(tmp_path: Path) ->
         parse_checkpoints([str(folder), "other/last"])
 
 
+def test_a_failure_leaves_no_folder_and_a_config_of_no_images_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(b"no image")
+    save_for_hf(timm.create_model("test_vit", num_classes=1), tmp_path / "vit", {"label_names": ["a"]})
+    benchmarks = [f"validation={tmp_path / 'images'}"]
+    with pytest.raises(UserError, match="cannot read the image"):
+        evaluate([str(tmp_path / "vit")], benchmarks, tmp_path / "out", device="cpu", batch_size=2**70)
+    assert not (tmp_path / "out").exists()
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, 40, 40]
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="vit does not take the images that its config makes of any: Input height"):
+        evaluate([str(tmp_path / "vit")], benchmarks, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_of_benchmarks() -> None:
     names = [benchmark.name for benchmark in parse_benchmarks(["transfer=/data", "few-shot=/data,biaslab-validation"])]
     assert names[:2] == ["aircraft", "cars196"]
