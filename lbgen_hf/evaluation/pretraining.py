@@ -161,13 +161,13 @@ def _try_step(model: nn.Module, config: PretrainingConfig) -> None:
     Raises:
         UserError: it does not take them, or gives no logits.
     """
-    images = torch.zeros(min(2, config.train_batch_size), 3, config.image_size, config.image_size)
+    size = (min(2, config.train_batch_size), 3, config.image_size, config.image_size)
     try:
         with torch.no_grad():
-            logits = copy.deepcopy(model).train()(images)
-        F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long))
+            logits = copy.deepcopy(model).train()(torch.zeros(size))
+        F.cross_entropy(logits, torch.zeros(size[0], dtype=torch.long))
     except Exception as error:  # each architecture raises its own
-        shape = " x ".join(map(str, images.shape))
+        shape = " x ".join(map(str, size))
         raise UserError(
             f"{config.model} cannot be trained on images of {shape} as it is: {first_line(error)[:300]}"
         ) from error

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation.seeded_batches import Batches, derived_seed, seed_everything
 from lbgen_hf.evaluation.training_config import TrainingConfig
-from lbgen_hf.files import locked, require_writable, write_folder, write_into
+from lbgen_hf.files import locked, require_creatable, write_folder, write_into
 from lbgen_hf.fine_tuning.checkpoints import (
     Journal,
     find_checkpoint,
@@ -66,7 +66,7 @@ class Training(abc.ABC, Generic[Config]):
             config.output_dir,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_VALIDATION_TIMEOUT)],
         )
-        require_writable(config.output_dir)
+        require_creatable(config.output_dir)
         self.checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         num_images = self._open_data()
         self.batches = Batches(

@@ -558,6 +558,7 @@ def test_the_script_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("train_backbone: error: expected a folder of images for each class")
+    assert not (tmp_path / "out").exists()
 
 
 def test_image_folders_are_read_in_order(image_data: Path) -> None:
