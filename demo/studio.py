@@ -119,9 +119,10 @@ class Studio:
         device: str | None = None,
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
-        companions, chosen = companions_of(base_of(model)), pick_device(device)
+        chosen = pick_device(device)
         if scorer:
-            check_scorer(scorer)  # before a model is loaded
+            check_scorer(scorer)  # before a model is looked for
+        companions = companions_of(base_of(model))
         names = short_names([model, *loras])
         self.name = names[model]
         report(f"loading the pipeline {self.name} on {chosen}")
