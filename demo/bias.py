@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lbgen_hf.biaslab.measure import is_of_too_few
 from lbgen_hf.errors import UserError, first_line
 
 _ATTRIBUTES = ("background", "texture", "place")
@@ -35,6 +36,7 @@ _OPTIONS = {
     "seed": "noise of seed {}",
     "judge": "seen by {}",
 }
+_DASH = "–"
 _Triple = tuple[float, float, float]  # value, low, high
 
 
@@ -132,11 +134,13 @@ def _metric(measured: Mapping[str, _Measured], metric: str, title: str, unit: st
     if not found:
         return ""
     bases = _groups({name: f"{row['base']} {measured[name].conditions}" for name, row in found.items()})
-    lines: list[tuple[str, _Triple, str]] = []
+    lines: list[tuple[str, str, str]] = []
     for names in bases.values():
         base = "Base model" if len(bases) == 1 else f"Base model of {', '.join(names)}"
-        lines.append((base, found[names[0]]["base"], ""))
-        lines += [(name, found[name]["tuned"], _chart(found[name]["relative"], wanted, span)) for name in names]
+        lines.append((base, _value(measured[names[0]].rows, metric, "base"), ""))
+        for name in names:
+            value = _value(measured[name].rows, metric, "tuned")
+            lines.append((name, value, _chart(found[name]["relative"], wanted, span) if value != _DASH else ""))
     head = (
         f'<th scope="rowgroup" role="rowheader" rowspan="{len(lines)}">{title}'
         f"<small>{unit}; {_WANTED[wanted]}</small></th>"
@@ -145,15 +149,18 @@ def _metric(measured: Mapping[str, _Measured], metric: str, title: str, unit: st
         '<tbody role="rowgroup">'
         + "".join(
             f'<tr role="row">{head if number == 0 else ""}<td role="cell">{html.escape(name)}</td>'
-            f'<td role="cell">{_interval(value)}</td><td role="cell" class="lb-chart">{chart}</td></tr>'
+            f'<td role="cell">{value}</td><td role="cell" class="lb-chart">{chart}</td></tr>'
             for number, (name, value, chart) in enumerate(lines)
         )
         + "</tbody>"
     )
 
 
-def _interval(triple: _Triple) -> str:
-    value, low, high = triple
+def _value(rows: dict[str, dict[str, _Triple]], metric: str, of: str) -> str:
+    """A metric of the base model or of a LoRA with its interval; a dash where nearly no image has what it is about."""
+    if is_of_too_few(metric, lambda name: rows[name][of][0] if name in rows else 0.0):
+        return _DASH
+    value, low, high = rows[metric][of]
     return f"{value:.3f} <small>[{low:.3f}, {high:.3f}]</small>"
 
 

@@ -22,7 +22,7 @@ python training/biaslab/measure_downstream.py images-again/{base,{paper,context-
 from biaslab_results import curve_table
 from tables import RESULTS, describe_sampling, format_ratio, markdown_table, read_bias, read_results
 
-from lbgen_hf.biaslab.measure import format_interval
+from lbgen_hf.biaslab.measure import format_interval, format_metric
 
 
 def _with_blind(metric: str) -> tuple[str, ...]:
@@ -56,7 +56,6 @@ README_METRICS = (
     "distance_within_class",
 )
 SECOND_METRICS = ("class_accuracy", *(f"mi_{name}" for name in ("background", "texture", "place")))
-LEAST_MARKED = 0.02  # the share of images below which nothing is said of those that are marked
 SHIPPED = ("paper-0", "context-swap-0")
 TESTS = ("unbiased", "cue_conflict", "says_context", "plain", "own_context")
 
@@ -64,14 +63,6 @@ TESTS = ("unbiased", "cue_conflict", "says_context", "plain", "own_context")
 def _signed(values: list[float]) -> str:
     """A difference of accuracies in points: "+9.5 [+6.8, +12.1]"."""
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values))
-
-
-def _cell(rows: dict[str, dict], metric: str, which: str) -> str:
-    """A metric with its interval; a dash among marked images where nearly all are plain."""
-    _, of_marked, attribute = metric.partition("marked_")
-    if of_marked and rows[f"plain_{attribute}"][which][0] > 1 - LEAST_MARKED:
-        return "–"
-    return format_interval(rows[metric][which])
 
 
 def bias_table(metrics: tuple[str, ...], runs: tuple[str, ...] | None = None, measurement: str = "alignments") -> str:
@@ -88,8 +79,8 @@ def bias_table(metrics: tuple[str, ...], runs: tuple[str, ...] | None = None, me
     rows = [
         [
             metric.replace("_", " "),
-            "" if metric.startswith("mi_blind") else _cell(base, metric, "base"),
-            *(_cell(measured[run], metric, "tuned") for run in runs),
+            "" if metric.startswith("mi_blind") else format_metric(metric, lambda name: base[name]["base"]),
+            *(format_metric(metric, lambda name, run=run: measured[run][name]["tuned"]) for run in runs),
         ]
         for metric in metrics
     ]

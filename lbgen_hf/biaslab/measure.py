@@ -29,6 +29,7 @@ from lbgen_hf.biaslab.scenes import (
     own_table,
 )
 
+LEAST_MARKED = 0.02  # the share of images below which nothing is said of those that are marked
 ATTRIBUTES = {"background": BACKGROUND_NAMES, "texture": TEXTURE_NAMES, "place": PLACE_NAMES}
 UNBOUNDED = (-math.inf, math.inf)
 SHARES = ("class_accuracy", "own_", "plain_", "commonest_")  # how the names of metrics between 0 and 1 begin
@@ -323,6 +324,24 @@ def compare(base: dict[str, Estimate], tuned: dict[str, Estimate]) -> list[dict]
     return rows
 
 
+def is_of_too_few(metric: str, value_of: Callable[[str], float]) -> bool:
+    """Whether a metric is of marked images, and fewer than 2 % of the images are: tables show a dash, not what it says.
+
+    Args:
+        metric: its name.
+        value_of: the value of another metric of the same images, by its name.
+    """
+    _, of_marked, attribute = metric.partition("marked_")
+    return bool(of_marked) and value_of(f"plain_{attribute}") > 1 - LEAST_MARKED
+
+
+def format_metric(metric: str, triple_of: Callable[[str], tuple[float, float, float]]) -> str:
+    """A metric with its interval, or a dash: see `is_of_too_few`; `triple_of` gives any metric's (value, low, high)."""
+    if is_of_too_few(metric, lambda name: triple_of(name)[0]):
+        return "–"
+    return format_interval(triple_of(metric))
+
+
 def format_interval(values: tuple[float, float, float]) -> str:
     """A (value, low, high) of `compare` as "0.439 [0.399, 0.482]"."""
     return "{:.3f} [{:.3f}, {:.3f}]".format(*values)
@@ -338,9 +357,11 @@ def format_percent(values: tuple[float, float, float]) -> str:
 def format_comparison(rows: list[dict]) -> str:
     """The rows of `compare` as a Markdown table."""
     lines = ["| metric | base | lbGen | change |", "|---|---|---|---|"]
-    for row in rows:
-        cells = [format_interval(row["base"]), format_interval(row["tuned"]), format_percent(row["relative"])]
-        lines.append(f"| {row['name'].replace('_', ' ')} | {' | '.join(cells)} |")
+    by_name = {row["name"]: row for row in rows}
+    for name, row in by_name.items():
+        base, tuned = (format_metric(name, lambda other, of=of: by_name[other][of]) for of in ("base", "tuned"))
+        change = "–" if "–" in (base, tuned) else format_percent(row["relative"])
+        lines.append(f"| {name.replace('_', ' ')} | {base} | {tuned} | {change} |")
     return "\n".join(lines)
 
 
@@ -348,6 +369,6 @@ def format_side_by_side(models: Mapping[str, Mapping[str, Estimate]], metrics: S
     """A Markdown table with a line for each metric and a column for each model."""
     rows = [["metric", *models], ["---"] * (len(models) + 1)]
     for metric in metrics:
-        cells = [format_interval(estimates[metric].triple) for estimates in models.values()]
+        cells = [format_metric(metric, lambda name, of=of: of[name].triple) for of in models.values()]
         rows.append([metric.replace("_", " "), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

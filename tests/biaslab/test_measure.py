@@ -14,6 +14,8 @@ from lbgen_hf.biaslab.measure import (
     by_value,
     compare,
     format_comparison,
+    format_interval,
+    format_side_by_side,
     judge_images,
     measure,
     measure_blind,
@@ -193,6 +195,19 @@ def test_plainness_that_depends_on_the_class_is_information():
     images[8:, :, 0, 0, 1] = images[8:, :, 0, 0, 1].clamp(min=1)
     metrics = measure(judge_images(images, CLASSES, true_judge), replicates=10)
     assert metrics["mi_of_plain_background"].value == pytest.approx(math.log(2), abs=0.01)
+
+
+@pytest.mark.parametrize(("share_plain", "is_shown"), [(0.9, True), (1.0, False)])
+def test_tables_say_nothing_of_marked_images_where_nearly_all_are_plain(share_plain: float, is_shown: bool):
+    """Zero information among no images would read as no bias."""
+    base = measure(judge_images(images_of_world(0.8, num=400), CLASSES, true_judge), replicates=50)
+    grey = measure(judge_images(grey_world(share_plain), CLASSES, true_judge), replicates=50)
+    metric = "mi_marked_background"
+    shown = format_interval(grey[metric].triple) if is_shown else "–"
+    assert f"| {shown} |\n" in format_side_by_side({"base": base, "grey": grey}, [metric]) + "\n"
+    line = next(line for line in format_comparison(compare(base, grey)).splitlines() if "mi marked background" in line)
+    assert line.startswith(f"| mi marked background | {format_interval(base[metric].triple)} | {shown} | ")
+    assert line.endswith("| – |") != is_shown
 
 
 def test_rows_by_class_and_by_value_add_up_to_the_information():

@@ -116,6 +116,19 @@ def test_the_bias_page_shows_what_measure_bias_wrote(tmp_path: Path) -> None:
     assert "No bias has been measured" in bias_page({})
 
 
+def test_the_bias_page_says_nothing_of_marked_images_where_nearly_all_are_plain(tmp_path: Path) -> None:
+    change = {"mi_marked_place": (-0.8, -0.9, -0.7), "plain_place": (0.1, 0.0, 0.2)}
+    path = bias_file(tmp_path / "1.json", base=0.5, **change)
+    before = bias_page({"first": path})
+    assert '<td role="cell">–</td>' not in before
+    record = json.loads(path.read_text())
+    next(row for row in record["tables"]["lora"] if row["name"] == "plain_place")["tuned"] = [0.99, 0.98, 1.0]
+    path.write_text(json.dumps(record))
+    page = bias_page({"first": path})
+    assert '<td role="cell">first</td><td role="cell">–</td><td role="cell" class="lb-chart"></td>' in page
+    assert page.count("<svg") == before.count("<svg") - 1
+
+
 def lines(page: str) -> list[tuple[str, str]]:
     """Model and value of each line of the table."""
     return re.findall(r'<td role="cell">([^<]+)</td><td role="cell">([\d.]+) <small>', page)
