@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from lbgen_hf.biaslab.captions import caption_scenes, vocabulary
 from lbgen_hf.biaslab.judge import ATTRIBUTES
-from lbgen_hf.biaslab.scenes import SHAPE_NAMES, TEXTURE_NAMES, render, sample_scenes
+from lbgen_hf.biaslab.scenes import CLASSES, NOVEL_CLASSES, SHAPE_NAMES, TEXTURE_NAMES, render, sample_scenes
 from lbgen_hf.errors import UserError
 
 SCRIPTS = Path(__file__).parents[2] / "training" / "biaslab"
@@ -197,3 +198,18 @@ def test_a_caption_of_a_class_of_two_shapes_is_right_with_either():
 
     assert share_right_with_the_other_shape("bow") == 1
     assert share_right_with_the_other_shape("bowtie") < 1
+
+
+def test_scenes_of_all_classes_are_rendered_once(tmp_path):
+    from trainer import render_pool
+
+    _, pool = render_pool(20, tmp_path, seed=3, classes=CLASSES + NOVEL_CLASSES)
+    (path,) = tmp_path.iterdir()
+    assert len(path.name) < 100  # of the 255 that file systems allow, with the process's number before it
+    written = path.stat().st_mtime_ns
+    _, again = render_pool(20, tmp_path, seed=3, classes=CLASSES + NOVEL_CLASSES)
+    assert path.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again, pool)
+    render_pool(20, tmp_path, seed=3)
+    render_pool(20, tmp_path, seed=4)
+    assert len(list(tmp_path.iterdir())) == 3

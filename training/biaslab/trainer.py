@@ -7,6 +7,7 @@ of the constant part of a shorter one.
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import time
@@ -63,7 +64,7 @@ def edit_json(path: Path, change: Callable[[dict], dict]) -> None:
 def render_pool(num_scenes: int, work_dir: Path, **sampling) -> tuple[Scenes, np.ndarray]:
     """Scenes and their images (N, 3, 64, 64) uint8, rendered once and memory-mapped from `work_dir` after that."""
     scenes = sample_scenes(num_scenes, **sampling)
-    key = "-".join(f"{k}{v}" for k, v in sorted(sampling.items()))
+    key = hashlib.sha256(repr(sorted(sampling.items())).encode()).hexdigest()[:8]  # a list of classes is a long name
     path = work_dir / f"pool-{num_scenes}-{key}-{world()['hash']}.npy"
     if not path.exists():
         work_dir.mkdir(parents=True, exist_ok=True)
