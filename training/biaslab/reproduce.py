@@ -1,4 +1,4 @@
-"""Make every model of lbgen-tiny again from nothing. The diffusion model takes most of the time: hours.
+"""Make every model of lbgen-tiny again from nothing: hours on 2 cores. The diffusion model takes longest.
 
     python training/biaslab/reproduce.py --output_dir work/models
 
