@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lbgen_hf.biaslab.measure import is_of_too_few
+from lbgen_hf.biaslab.measure import DASH, is_of_too_few
 from lbgen_hf.errors import UserError, first_line
 
 _ATTRIBUTES = ("background", "texture", "place")
@@ -36,7 +36,6 @@ _OPTIONS = {
     "seed": "noise of seed {}",
     "judge": "seen by {}",
 }
-_DASH = "–"
 _Triple = tuple[float, float, float]  # value, low, high
 
 
@@ -140,7 +139,7 @@ def _metric(measured: Mapping[str, _Measured], metric: str, title: str, unit: st
         lines.append((base, _value(measured[names[0]].rows, metric, "base"), ""))
         for name in names:
             value = _value(measured[name].rows, metric, "tuned")
-            lines.append((name, value, _chart(found[name]["relative"], wanted, span) if value != _DASH else ""))
+            lines.append((name, value, _chart(found[name]["relative"], wanted, span) if value != DASH else ""))
     head = (
         f'<th scope="rowgroup" role="rowheader" rowspan="{len(lines)}">{title}'
         f"<small>{unit}; {_WANTED[wanted]}</small></th>"
@@ -159,7 +158,7 @@ def _metric(measured: Mapping[str, _Measured], metric: str, title: str, unit: st
 def _value(rows: dict[str, dict[str, _Triple]], metric: str, of: str) -> str:
     """A metric of the base model or of a LoRA with its interval; a dash where nearly no image has what it is about."""
     if is_of_too_few(metric, lambda name: rows[name][of][0] if name in rows else 0.0):
-        return _DASH
+        return DASH
     value, low, high = rows[metric][of]
     return f"{value:.3f} <small>[{low:.3f}, {high:.3f}]</small>"
 

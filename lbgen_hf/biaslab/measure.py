@@ -29,6 +29,7 @@ from lbgen_hf.biaslab.scenes import (
     own_table,
 )
 
+DASH = "–"  # in tables, for what is undefined
 LEAST_MARKED = 0.02  # the share of images below which nothing is said of those that are marked
 ATTRIBUTES = {"background": BACKGROUND_NAMES, "texture": TEXTURE_NAMES, "place": PLACE_NAMES}
 UNBOUNDED = (-math.inf, math.inf)
@@ -338,7 +339,7 @@ def is_of_too_few(metric: str, value_of: Callable[[str], float]) -> bool:
 def format_metric(metric: str, triple_of: Callable[[str], tuple[float, float, float]]) -> str:
     """A metric with its interval, or a dash: see `is_of_too_few`; `triple_of` gives any metric's (value, low, high)."""
     if is_of_too_few(metric, lambda name: triple_of(name)[0]):
-        return "–"
+        return DASH
     return format_interval(triple_of(metric))
 
 
@@ -350,7 +351,7 @@ def format_interval(values: tuple[float, float, float]) -> str:
 def format_percent(values: tuple[float, float, float]) -> str:
     """A relative (value, low, high) of `compare` as "-39 % [-44, -34]", or a dash where it has none."""
     if math.isnan(values[0]):
-        return "–"
+        return DASH
     return "{:+.0f} % [{:+.0f}, {:+.0f}]".format(*(100 * value for value in values))
 
 
@@ -360,7 +361,7 @@ def format_comparison(rows: list[dict]) -> str:
     by_name = {row["name"]: row for row in rows}
     for name, row in by_name.items():
         base, tuned = (format_metric(name, lambda other, of=of: by_name[other][of]) for of in ("base", "tuned"))
-        change = "–" if "–" in (base, tuned) else format_percent(row["relative"])
+        change = DASH if DASH in (base, tuned) else format_percent(row["relative"])
         lines.append(f"| {name.replace('_', ' ')} | {base} | {tuned} | {change} |")
     return "\n".join(lines)
 
