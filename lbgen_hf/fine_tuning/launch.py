@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from lbgen_hf.checks import pick_tracker
 from lbgen_hf.errors import UserError, first_line
 
-_PRECISIONS = ("no", "fp16", "bf16")
+# By accelerate's name of the mixed precision.
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # What `accelerate launch` may ask for by environment variables, and no training here does.
 _NOT_SUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -44,8 +46,8 @@ def make_accelerator(
     except ValueError as error:  # another precision was set up in this process
         raise UserError(first_line(error)) from error
     precision = accelerator.mixed_precision
-    if precision not in _PRECISIONS:
-        raise UserError(f"mixed precision {precision} is not supported; choose from {', '.join(_PRECISIONS)}")
+    if precision not in DTYPES:
+        raise UserError(f"mixed precision {precision} is not supported; choose from {', '.join(DTYPES)}")
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("fp16 does not train on a CPU; give --mixed_precision no or bf16")
     return accelerator

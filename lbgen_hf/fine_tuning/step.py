@@ -18,6 +18,7 @@ from lbgen_hf.fine_tuning.batches import sample_batch, stream
 from lbgen_hf.fine_tuning.checkpoints import checkpoints, load_optimizer_state, optimizer_state
 from lbgen_hf.fine_tuning.config import LbGenConfig
 from lbgen_hf.fine_tuning.context_swap import ContextSwapAlignment
+from lbgen_hf.fine_tuning.launch import DTYPES
 from lbgen_hf.fine_tuning.lora import add_lora
 from lbgen_hf.pipeline_lbgen import LbGenPipeline
 from lbgen_hf.progress import progress
@@ -27,7 +28,6 @@ from lbgen_hf.sampling import choose_gradient_steps, decode_latents, sample_late
 from lbgen_hf.shipped import companions_of
 
 ALIGNMENTS = {"paper": PaperAlignment, "context_swap": ContextSwapAlignment}
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TrainingStep:

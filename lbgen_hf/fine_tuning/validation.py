@@ -6,8 +6,9 @@ from torch import Tensor
 
 from lbgen_hf.biaslab.statistics import distance_within_class
 from lbgen_hf.fine_tuning.batches import stream
+from lbgen_hf.fine_tuning.launch import DTYPES
 from lbgen_hf.fine_tuning.lora import averaged
-from lbgen_hf.fine_tuning.step import DTYPES, TrainingStep
+from lbgen_hf.fine_tuning.step import TrainingStep
 from lbgen_hf.rewards.clip_features import ClipFeatures
 
 
