@@ -201,9 +201,9 @@ class Job:
             raise UserError("float16 is too slow and imprecise on a CPU; give --dtype float32 or bfloat16")
         thresholds = {}
         if self.options.get("min_clip_score") is not None:
-            thresholds["clip_model"] = self._companions().clip_model
+            thresholds["clip_model"] = self._companions.clip_model
         if self.options.get("min_quality") is not None:
-            scorer = self._companions().quality_scorer if self.scorer is None else self.scorer
+            scorer = self._companions.quality_scorer if self.scorer is None else self.scorer
             check_scorer(scorer)  # before it is loaded
             thresholds["quality_scorer"] = scorer
         elif self.scorer is not None:
@@ -225,6 +225,7 @@ class Job:
         wnids = tuple(wnid for wnid in names.wnids if wnid)
         return settings_of(classes=names.names, wnids=wnids if len(wnids) == len(names.names) else None, **weights)
 
+    @functools.cached_property  # which may ask the Hub
     def _companions(self) -> Companions:
         """Those of the base model, where the model is a LoRA."""
         return companions_of(base_of(self.model, self.revision))
