@@ -13,6 +13,14 @@ CLASS_LABELS = ["tench", "goldfish", "crane", "star"]
 CLASS_WNIDS = ["n01440764", "n01443537", None, None]
 LORA_RANK, LORA_ALPHA = 2, 3
 
+# What `accelerate launch` may ask for and no training here does: the variable, its value, and what the error says.
+LAUNCHED_IN_VAIN = [
+    ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported"),
+    ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported"),
+    ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo backend is not supported.*train_lbgen has --compile"),
+    ("ACCELERATE_MIXED_PRECISION", "fp8", "fp8"),
+]
+
 
 def make_tokenizer(max_length: int = 16) -> CLIPTokenizer:
     """A CLIP tokenizer for which every letter is a token."""

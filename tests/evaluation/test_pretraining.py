@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
+from tiny import LAUNCHED_IN_VAIN
 
 from lbgen_hf.errors import UserError
 from lbgen_hf.evaluation import pretraining
@@ -191,15 +192,7 @@ def test_fp16_is_refused_on_a_cpu(image_data: Path, tmp_path: Path) -> None:
         Pretraining(PretrainingConfig(data=str(image_data), output_dir=tmp_path, **FAST, mixed_precision="fp16"))
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported"),
-        ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo backend is not supported"),
-        ("ACCELERATE_MIXED_PRECISION", "fp8", "fp8"),
-    ],
-)
+@pytest.mark.parametrize(("variable", "value", "message"), LAUNCHED_IN_VAIN)
 @pytest.mark.usefixtures("any_precision")
 def test_what_the_launcher_may_ask_for_in_vain(
     image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str

@@ -15,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_runs import assert_same, command_line, distance, finish, launch, read_rows, train, weights
+from tiny import LAUNCHED_IN_VAIN
 
 from lbgen_hf import LbGenPipeline
 from lbgen_hf.errors import UserError
@@ -419,15 +420,7 @@ def test_unknown_rewards(make_config, options, message):
         train(make_config(**options))
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported"),
-        ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "train_lbgen has --compile"),
-        ("ACCELERATE_MIXED_PRECISION", "fp8", "fp8"),
-    ],
-)
+@pytest.mark.parametrize(("variable", "value", "message"), LAUNCHED_IN_VAIN)
 def test_what_the_launcher_may_ask_for_in_vain(make_config, monkeypatch, variable, value, message):
     monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match=message) as caught:
