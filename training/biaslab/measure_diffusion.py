@@ -52,8 +52,8 @@ def measure_captions(pipe: LbGenPipeline, judge: Judge, num_captions: int) -> tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models_dir", type=Path, required=True)
-    parser.add_argument("--images_per_class", type=int, default=100)
-    parser.add_argument("--num_captions", type=int, default=1000)
+    parser.add_argument("--images_per_class", type=int, default=50)
+    parser.add_argument("--num_captions", type=int, default=400)
     parser.add_argument("--sample", type=Path, help="also save images of each class, and of captions, here (PNG)")
     args = parser.parse_args()
     pipe = LbGenPipeline.from_pretrained(args.models_dir / "pipeline", class_labels=CLASSES)
