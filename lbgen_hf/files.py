@@ -16,6 +16,7 @@ from lbgen_hf.errors import UserError
 
 # What Pillow raises of a file that is no image, or a damaged one: a broken PNG is a `SyntaxError`.
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 # What is being written, in a folder or beside it.
 WRITING = ".writing"
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lbgen_hf.checks import check_number
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import BROKEN_IMAGE, locked_from_outside, require_writable
+from lbgen_hf.files import BROKEN_IMAGE, IMAGE_SUFFIXES, locked_from_outside, require_writable
 from lbgen_hf.rewards.quality.scorer import MIN_IMAGE_SIZE, QualityScorer
 from lbgen_hf.synthesis.card import write_card
 from lbgen_hf.synthesis.folder import RECORD, DatasetFolder
@@ -33,7 +33,6 @@ from lbgen_hf.synthesis.shard import SCORER_KEY
 
 COLUMN = "quality"
 SCORER_COLUMN = "quality_scorer"
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # The names that `datasets` takes for folders of splits, at any depth: its words, alone or set apart.
 _SPLIT_WORDS = "|".join(word for words in SPLIT_KEYWORDS.values() for word in words)
 _SPLIT_FOLDER = re.compile(rf"(.*[{NON_WORDS_CHARS}])?({_SPLIT_WORDS})([{NON_WORDS_CHARS}].*)?")

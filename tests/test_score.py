@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lbgen_hf.cli import main
 from lbgen_hf.errors import UserError
-from lbgen_hf.files import locked_from_outside
+from lbgen_hf.files import IMAGE_SUFFIXES, locked_from_outside
 from lbgen_hf.rewards import quality
 from lbgen_hf.rewards.quality.scorer import QualityScorer
 from lbgen_hf.score import score_folder
@@ -110,6 +110,14 @@ def test_folder_of_images_gets_a_column_that_datasets_reads(
     assert [float(row["quality"]) for row in table.values()] == pytest.approx([1, 1.8, 2.6, 3.4, 4.2], abs=1e-4)
     loaded = datasets.load_dataset("imagefolder", data_dir=str(images), split="train")
     assert sorted(loaded["quality"]) == pytest.approx([1, 1.8, 2.6, 3.4, 4.2], abs=1e-4)
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_images_of_every_format_that_the_evaluation_reads(tmp_path: Path, scorer: Brightness, suffix: str) -> None:
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / f"0{suffix}")
+    assert run("score", tmp_path, "--scorer", "lbgen-tiny") == 0
+    assert list(read_table(tmp_path)) == [f"0{suffix}"]
+    assert len(datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train")) == 1
 
 
 def test_folders_that_are_labels_stay_labels(tmp_path: Path, scorer: Brightness) -> None:

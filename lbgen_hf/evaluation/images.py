@@ -16,9 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.files import BROKEN_IMAGE
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+from lbgen_hf.files import BROKEN_IMAGE, IMAGE_SUFFIXES
 
 
 class LabelledImages:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lbgen_hf.errors import UserError
-from lbgen_hf.evaluation.images import IMAGE_SUFFIXES, ImageFiles
+from lbgen_hf.evaluation.images import ImageFiles
+from lbgen_hf.files import IMAGE_SUFFIXES
 
 IN9_PARTITIONS = ("original", "mixed_same", "mixed_rand")
 

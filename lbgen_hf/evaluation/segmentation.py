@@ -17,13 +17,12 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize, to_tensor
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.evaluation.images import IMAGE_SUFFIXES
 from lbgen_hf.evaluation.perception import STRIDES, load_features, read_image, require_layout, share_of
 from lbgen_hf.evaluation.perception_config import SegmentationConfig
 from lbgen_hf.evaluation.seeded_batches import seeded_loader
 from lbgen_hf.evaluation.statistics import Estimate
 from lbgen_hf.evaluation.training import Training
-from lbgen_hf.files import listing_hash
+from lbgen_hf.files import IMAGE_SUFFIXES, listing_hash
 
 IGNORED = 255
 _PARTS = {"train": "training", "val": "validation"}

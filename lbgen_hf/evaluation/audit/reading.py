@@ -13,8 +13,8 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
 from lbgen_hf.errors import UserError, first_line
-from lbgen_hf.evaluation.images import IMAGE_SUFFIXES, read_encoded
-from lbgen_hf.files import is_saved_dataset
+from lbgen_hf.evaluation.images import read_encoded
+from lbgen_hf.files import IMAGE_SUFFIXES, is_saved_dataset
 
 _LABEL_NAMES = ("label", "labels", "class", "target")
 _IMAGE_NAMES = ("image", "img", "jpg", "png")
