@@ -149,8 +149,9 @@ def launch(
 
 
 def find_bias(studio: Studio) -> dict[str, Path]:
-    """What was measured of the studio's LoRAs: `bias.json` beside each."""
-    paths = {name: Path(resolve(source, "lora")) / "bias.json" for name, source in studio.loras.items()}
+    """What was measured of the studio's LoRAs: `bias.json` beside the weights of each."""
+    loras = {name: Path(resolve(source, "lora")) for name, source in studio.loras.items()}
+    paths = {name: (lora.parent if lora.is_file() else lora) / "bias.json" for name, lora in loras.items()}
     return {name: path for name, path in paths.items() if path.is_file()}
 
 

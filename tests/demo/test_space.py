@@ -20,6 +20,7 @@ from packaging.version import Version
 
 from lbgen_hf.cli import main
 from lbgen_hf.errors import UserError
+from lbgen_hf.pipeline_lbgen import LORA_FILE
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,10 +207,13 @@ def test_a_damaged_file_of_bias_is_one_line(tmp_path: Path, content: str) -> Non
 
 
 def test_the_bias_is_looked_for_beside_each_lora(tmp_path: Path) -> None:
-    studio = SimpleNamespace(loras={"a": str(tmp_path), "b": "user/elsewhere"})
+    weights = tmp_path / LORA_FILE
+    weights.touch()
+    studio = SimpleNamespace(loras={"a": str(tmp_path), "a's file": str(weights), "b": "user/elsewhere"})
     assert find_bias(studio) == {}
-    (tmp_path / "bias.json").write_text("{}")
-    assert find_bias(studio) == {"a": tmp_path / "bias.json"}
+    measured = tmp_path / "bias.json"
+    measured.write_text("{}")
+    assert find_bias(studio) == {"a": measured, "a's file": measured}
 
 
 def rgb(colour: str) -> list[float]:
