@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "docs/audit.md": audit_results.tables,
     "README.md": lambda: lbgen_tiny_results.tables() | context_swap_results.readme_tables(),
-    "docs/biaslab.md": biaslab_results.tables,
+    "docs/biaslab.md": lambda: biaslab_results.tables() | lbgen_tiny_results.reproduced_tables(),
     "docs/context_swap.md": context_swap_results.tables,
     "docs/evaluation.md": evaluation_results.tables,
     "docs/reproduction.md": reproduction_results.tables,
