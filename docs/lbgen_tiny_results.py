@@ -11,17 +11,13 @@ python training/biaslab/reproduce.py --output_dir work/models
 cp work/models/results.json tests/benchmarks/results/reproduced_models.json
 """
 
-from tables import (
-    format_proportion,
-    format_rank_correlation,
-    format_ratio,
-    markdown_table,
-    read_results,
-)
+from collections.abc import Sequence
+
+from tables import format_proportion, format_rank_correlation, format_ratio, markdown_table, read_results
 
 from lbgen_hf.biaslab.scenes import CLASSES
 
-MADE = {  # by reproduce.py: its title
+MADE = {  # what reproduce.py times, and what tables call it
     "pipeline/vae": "autoencoder",
     "clip": "CLIP",
     "pipeline/unet": "base model's UNet",
@@ -32,18 +28,20 @@ MADE = {  # by reproduce.py: its title
     "lora_context_swap": "LoRA, context-swap alignment",
     "measurement": "measurement of the base model",
 }
-OTHER_PARTS_HEADER = ("result", "value", "script")
 
 
 def models_table() -> str:
     """How well the parts of lbgen-tiny do their own jobs."""
-    models = read_results("biaslab_models")
     speed = read_results("pipeline")
-    rows = _other_parts(models)
-    for size in (1, 4, 16):
-        name = f"`LbGenPipeline`'s speed over the plain pipeline, batch {size} (quartiles)"
-        rows.append([name, format_ratio(speed[f"batch {size}"]["lbgen"]), "`tests/benchmarks/pipeline.py`"])
-    return f"{_by_attribute_table(models)}\n\n{markdown_table(OTHER_PARTS_HEADER, rows)}"
+    speeds = [
+        [
+            f"`LbGenPipeline`'s speed over the plain pipeline, batch {size} (quartiles)",
+            format_ratio(speed[f"batch {size}"]["lbgen"]),
+            "`tests/benchmarks/pipeline.py`",
+        ]
+        for size in (1, 4, 16)
+    ]
+    return _parts_tables(read_results("biaslab_models"), speeds)
 
 
 def reproduced_models_table() -> str:
@@ -51,13 +49,13 @@ def reproduced_models_table() -> str:
     models = read_results("reproduced_models")
     minutes = [[title, f"{models['minutes'][name]:.0f}"] for name, title in MADE.items()]
     minutes.append(["all", f"{sum(models['minutes'].values()):.0f}"])
-    return "\n\n".join(
-        [
-            markdown_table(["made", "minutes on 2 cores"], minutes),
-            _by_attribute_table(models),
-            markdown_table(OTHER_PARTS_HEADER, _other_parts(models)),
-        ]
-    )
+    return f"{markdown_table(['made', 'minutes on 2 cores'], minutes)}\n\n{_parts_tables(models)}"
+
+
+def _parts_tables(models: dict, speeds: Sequence[Sequence[str]] = ()) -> str:
+    """What was measured by attribute, and below it the rest, `speeds` last."""
+    others = markdown_table(["result", "value", "script"], [*_other_parts(models), *speeds])
+    return f"{_by_attribute_table(models)}\n\n{others}"
 
 
 def _by_attribute_table(models: dict) -> str:
